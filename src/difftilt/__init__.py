@@ -1,0 +1,39 @@
+"""Tilt any diffusion model toward a reward: :math:`p^*(x) \\propto p_{pre}(x) \\exp(r(x) / \\alpha)`.
+
+The 90 % case::
+
+    import difftilt as dt
+
+    policy = dt.load("utr-mrl")
+    result = dt.finetune(policy, my_scorer, dt.PPO(alpha=0.1), loop=dt.LoopConfig(steps=200))
+    designs = result.policy.sample(1000)
+"""
+
+import importlib
+from typing import Any
+
+import difftilt.networks
+import difftilt.processes  # noqa: F401  (importing registers the parts that model folders name)
+
+_PUBLIC = {
+    "load": ("difftilt.build", "load_policy"),
+    "finetune": ("difftilt.training.finetune", "finetune"),
+    "evaluate": ("difftilt.training.evaluate", "evaluate"),
+    "LoopConfig": ("difftilt.training.finetune", "LoopConfig"),
+    "PPO": ("difftilt.algorithms.ppo", "PPO"),
+    "RewardBackprop": ("difftilt.algorithms.reward_backprop", "RewardBackprop"),
+    "TrajectoryBalance": ("difftilt.algorithms.trajectory_balance", "TrajectoryBalance"),
+    "BestOfN": ("difftilt.samplers.best_of_n", "BestOfN"),
+    "Policy": ("difftilt.core.policy", "Policy"),
+    "Anchor": ("difftilt.core.algorithm", "Anchor"),
+    "EnsembleReward": ("difftilt.rewards.ensemble", "EnsembleReward"),
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported at first use so that ``import difftilt`` stays fast."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'difftilt' has no attribute '{name}'; it has {', '.join(__all__)}")
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""The five nouns (process, transition, policy, algorithm, sampler) and what they share."""

@@ -1,0 +1,79 @@
+"""What a fine-tuning algorithm and a sampler are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward
+from difftilt.types import Condition, Float, Tensor
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A reference policy and its weight in the objective, reward units per nat.
+
+    With anchors :math:`(p_a, w_a)` an algorithm maximises :math:`E[r] - \\sum_a w_a KL(p_\\theta \\| p_a)`; the usual
+    case is one anchor, the pretrained policy with weight alpha.
+    """
+
+    policy: Policy
+    weight: float
+
+
+class State(Protocol):
+    """What an algorithm carries between steps; updated in place."""
+
+    policy: Policy
+    anchors: list[Anchor]
+    x_0: Tensor | None
+    """Finished states of the last step's batch, for whoever watches."""
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Set every learning rate to ``factor`` times its configured value."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as nested dicts of tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        ...
+
+
+class Algorithm(Protocol):
+    """A frozen dataclass of settings with two methods. ``step`` returns a frozen record of logged numbers."""
+
+    def init(self, policy: Policy, anchors: list[Anchor]) -> State:
+        """Start tuning ``policy`` (in place) towards the tilted law of ``anchors``."""
+        ...
+
+    def step(self, state: State, reward: Reward, rng: torch.Generator) -> Any:
+        """One update; ``reward`` is called on one batch of designs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Finished states with importance weights, as every sampler returns them."""
+
+    x_0: Tensor
+    """``[N, *event]``."""
+    log_weight: Float[Tensor, " N"]
+    """Log weights, nats; all 0 for unweighted samples."""
+    log_z: float | None
+    """Estimate of log Z, nats, where the sampler gives one."""
+
+
+class Sampler(Protocol):
+    """Draws designs from a tilted law without training."""
+
+    def __call__(
+        self, policy: Policy, reward: Reward, n: int, rng: torch.Generator, *, cond: Condition | None = None
+    ) -> Weighted:
+        """``n`` weighted designs."""
+        ...

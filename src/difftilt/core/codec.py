@@ -1,0 +1,105 @@
+"""From states to designs and back.
+
+A codec turns a batch of finished states :math:`x_0` into what a user scores and reads (strings here; molecules and
+images in their domains), and designs into states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from difftilt.core.registry import register
+from difftilt.errors import DataError, ShapeError
+from difftilt.types import Int, Tensor
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What a policy needs to know of its domain's representation."""
+
+    def decode(self, x_0: Tensor) -> list[Any]:
+        """Designs of a batch of finished states, in order."""
+        ...
+
+    def encode(self, designs: Sequence[Any]) -> Tensor:
+        """States ``[B, *event]`` of designs; raises :class:`DataError` on one that cannot be represented."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, plain values."""
+        ...
+
+
+@register("codec", "tokens")
+class TokenCodec:
+    """Fixed-length strings over an alphabet, one token per letter.
+
+    Args:
+        alphabet: the letters, token 0 first; the mask token is ``len(alphabet)`` and never appears in a design.
+        length: number of letters ``L``.
+        aliases: letters read as another, e.g. ``{"U": "T"}``; lower case is read as upper case where
+            the alphabet has no lower-case letter of its own.
+    """
+
+    def __init__(self, alphabet: str, length: int, aliases: dict[str, str] | None = None) -> None:
+        self.alphabet, self.length, self.aliases = alphabet, length, dict(aliases or {})
+        self._bytes = np.frombuffer(alphabet.encode("ascii"), dtype=np.uint8)
+        table = np.full(256, 255, dtype=np.uint8)
+        for index, letter in enumerate(alphabet):
+            table[ord(letter)] = index
+            if letter.lower() not in alphabet:
+                table[ord(letter.lower())] = index
+        for alias, letter in self.aliases.items():
+            table[ord(alias)] = table[ord(alias.lower())] = alphabet.index(letter)
+        self._table = table
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of letters ``V``, the mask not counted."""
+        return len(self.alphabet)
+
+    def decode(self, x_0: Int[Tensor, "B L"]) -> list[str]:
+        """Strings of finished states.
+
+        Raises:
+            ShapeError: a position still holds the mask token.
+        """
+        tokens = x_0.detach().cpu().numpy()
+        if tokens.size and tokens.max() >= self.vocabulary:
+            raise ShapeError(
+                f"expected finished designs with tokens 0..{self.vocabulary - 1}; got token {tokens.max()} (a mask); "
+                "decode only states at t = 0"
+            )
+        text = self._bytes[tokens].tobytes().decode("ascii")
+        width = tokens.shape[1]
+        return [text[i : i + width] for i in range(0, len(text), width)]
+
+    def encode(self, designs: Sequence[str]) -> Int[Tensor, "B L"]:
+        """Tokens of strings; see the class for the letters read.
+
+        Raises:
+            DataError: a wrong length, or a letter outside the alphabet (both with the design's number).
+        """
+        for number, design in enumerate(designs, start=1):
+            if len(design) != self.length:
+                raise DataError(
+                    f"expected designs of {self.length} letters; got {len(design)} letters in design {number}; "
+                    "trim or drop it"
+                )
+        raw = np.frombuffer("".join(designs).encode("latin-1", "replace"), dtype=np.uint8)
+        tokens = self._table[raw].reshape(len(designs), self.length)
+        if (tokens == 255).any():
+            row, column = map(int, np.argwhere(tokens == 255)[0])
+            raise DataError(
+                f"expected letters {self.alphabet}; got '{designs[row][column]}' in design {row + 1}, "
+                f"position {column + 1}; correct or drop it"
+            )
+        return torch.from_numpy(tokens.astype(np.int64))
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"alphabet": self.alphabet, "length": self.length, "aliases": self.aliases}

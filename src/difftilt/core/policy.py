@@ -1,0 +1,246 @@
+r"""A policy: denoiser + process + time grid, i.e. the Markov chain that is run.
+
+.. math:: p_\theta(x_{0:1}) = p(x_1) \prod_{k=0}^{K-1} p_\theta(x_{t_{k+1}} \mid x_{t_k})
+
+Saved as a model folder (``config.json``, ``model.safetensors``, ``README.md`` card) by the Hub's own mixin.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from difftilt.core.codec import Codec
+from difftilt.core.process import Process
+from difftilt.core.registry import construct, describe
+from difftilt.core.schedule import uniform_grid
+from difftilt.core.transition import Transition
+from difftilt.errors import ConfigError, DiffTiltError, ShapeError, StateError
+from difftilt.types import Condition, Float, Tensor
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class Policy(nn.Module, ModelHubMixin):
+    """A runnable diffusion model.
+
+    Args:
+        denoiser: network ``(x_t [B, *event], t [B], cond) -> prediction``; what it predicts is the process's matter.
+        process: the mathematics of a step.
+        codec: states to designs and back.
+        event_shape: shape of one state, e.g. ``(L,)``.
+        steps: number of steps ``K`` of the chain; the grid is uniform unless ``grid`` is given.
+        grid: decreasing times from 1 to 0, ``[K + 1]``.
+        fixed: values of components held fixed, -1 where free (see :meth:`holding`).
+        card: facts about the model (task, data, metrics), kept with it.
+    """
+
+    grid: Float[Tensor, " K1"]
+    fixed: Tensor | None
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        process: Process,
+        codec: Codec,
+        event_shape: tuple[int, ...],
+        *,
+        steps: int = 16,
+        grid: Float[Tensor, " K1"] | None = None,
+        fixed: Tensor | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.process, self.codec = denoiser, process, codec
+        self.event_shape = tuple(event_shape)
+        self.card = dict(card or {})
+        grid = uniform_grid(steps) if grid is None else grid.double()
+        if grid[0] != 1 or grid[-1] != 0 or not (grid.diff() < 0).all():
+            raise ConfigError(
+                f"expected a grid of times decreasing from 1 to 0; got {grid.tolist()}; use uniform_grid"
+            )
+        self.register_buffer("grid", grid, persistent=False)
+        self.register_buffer("fixed", fixed, persistent=False)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps ``K``."""
+        return self.grid.shape[0] - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the chain runs."""
+        return self.grid.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
+        """Move and cast the network; the grid only moves: times stay float64 whatever the weights are."""
+        grid = self.grid
+        super()._apply(fn, recurse)
+        self.grid = grid.to(self.grid.device)
+        return self
+
+    def prior(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw ``n`` initial states :math:`x_1`, held-fixed components imposed."""
+        x_1 = self.process.prior((n, *self.event_shape), rng)
+        return x_1 if self.fixed is None else self.process.clamp(x_1, self.fixed)
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> Transition:
+        """The law of :math:`x_s` given ``x_t``; ``t`` and ``s`` are scalars or ``[B]``. Gradient flows to the denoiser
+        and, where defined, to ``x_t``.
+        """
+        times = t.expand(x_t.shape[0]) if t.ndim == 0 else t
+        return self.process.transition(self.denoiser(x_t, times, cond), x_t, t, s)
+
+    def holding(self, fixed: Tensor | None) -> Policy:
+        """The same network with other components held fixed (values of the event, -1 where free)."""
+        if fixed is not None and tuple(fixed.shape) != self.event_shape:
+            raise ShapeError(f"expected fixed of shape {self.event_shape}; got {tuple(fixed.shape)}; pass one event")
+        return self._with(grid=self.grid, fixed=fixed)
+
+    def with_steps(self, steps: int) -> Policy:
+        """The same network run in ``steps`` equally spaced steps: another chain, hence another law."""
+        return self._with(grid=uniform_grid(steps), fixed=self.fixed)
+
+    def _with(self, *, grid: Tensor, fixed: Tensor | None) -> Policy:
+        policy = Policy(
+            self.denoiser, self.process, self.codec, self.event_shape, grid=grid.cpu(), fixed=fixed, card=self.card
+        )
+        return policy.to(self.device)
+
+    def frozen_copy(self) -> Policy:
+        """An independent copy in eval mode without gradients: a reference."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+    def sample(self, n: int, *, seed: int = 0, batch: int = 256) -> list[Any]:
+        """``n`` decoded designs.
+
+        Args:
+            n: how many.
+            seed: the same seed gives the same designs (same batch size, one thread).
+            batch: designs per network call.
+        """
+        from difftilt.core.trajectory import sample_states
+        from difftilt.rng import Streams
+
+        rng = Streams(seed, self.device)("sample")
+        return self.codec.decode(sample_states(self, n, rng, batch=batch))
+
+    # --- model folders -------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds: every part by its registered name, and the card."""
+        return {
+            "library": "difftilt",
+            "denoiser": describe(self.denoiser),
+            "process": describe(self.process),
+            "codec": describe(self.codec),
+            "event_shape": list(self.event_shape),
+            "grid": self.grid.tolist(),
+            "fixed": None if self.fixed is None else self.fixed.tolist(),
+            "card": self.card,
+        }
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_parts(save_directory, self.config(), self.denoiser)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
+        """The folder's ``README.md``, from the card."""
+        from huggingface_hub import ModelCard
+
+        return ModelCard(card_text(self.card))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Policy:
+        """Load a model folder or Hub repository, in eval mode.
+
+        Raises:
+            StateError: it is missing, truncated, not ours, or holds other tensors than its config says.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except DiffTiltError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _unreadable(str(pretrained_model_name_or_path), error) from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Policy:
+        config, weights = read_parts(model_id, **hub)
+        fixed = config["fixed"]
+        policy = cls(
+            construct("denoiser", config["denoiser"]),
+            construct("process", config["process"]),
+            construct("codec", config["codec"]),
+            tuple(config["event_shape"]),
+            grid=torch.tensor(config["grid"], dtype=torch.float64),
+            fixed=None if fixed is None else torch.tensor(fixed),
+            card=config["card"],
+        )
+        load_weights(policy.denoiser, weights, where=model_id)
+        return policy.eval()
+
+
+def save_parts(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
+    """Write ``config.json`` and ``model.safetensors`` of a network described by ``config``."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+
+
+def read_parts(model_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`save_parts` wrote, from a folder or a Hub repository.
+
+    Raises:
+        StateError: a file is missing, truncated or not ours.
+    """
+    options = {k: v for k, v in hub.items() if k in ("revision", "cache_dir", "force_download", "local_files_only")}
+    paths = []
+    for name in (CONFIG, WEIGHTS):
+        path = Path(model_id) / name
+        if not path.is_file() and not Path(model_id).is_dir():
+            path = Path(hf_hub_download(model_id, name, token=hub.get("token"), **options))
+        paths.append(path)
+    try:
+        return json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])
+    except Exception as error:
+        raise _unreadable(model_id, error) from error
+
+
+def _unreadable(model_id: str, error: Exception) -> StateError:
+    return StateError(
+        f"expected a model folder with {CONFIG} and {WEIGHTS} at '{model_id}'; got {type(error).__name__}: "
+        f"{(str(error).splitlines() or [''])[0]}; check the path, or copy the folder again"
+    )
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
+    """Copy ``weights`` into ``network``; a mismatch is a :class:`StateError` naming the first tensor that differs."""
+    own = network.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        expected = tuple(own[name].shape) if name in own else "no such tensor"
+        came = tuple(weights[name].shape) if name in weights else "no such tensor"
+        if expected != came:
+            raise StateError(
+                f"expected {expected} for '{name}' of '{where}'; got {came}; is it another model's file?"
+            )
+    network.load_state_dict(weights)
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """A model card in Markdown: the facts in ``card``, one section for each nested table."""
+    lines = ["---", "library_name: difftilt", "tags: [difftilt, diffusion]", "---", ""]
+    lines += [f"# {card.get('name', 'difftilt model')}", "", str(card.get("summary", "")), ""]
+    for key, value in card.items():
+        if isinstance(value, dict):
+            lines += [f"## {key.replace('_', ' ').capitalize()}", ""]
+            lines += [f"- {name.replace('_', ' ')}: {entry}" for name, entry in value.items()] + [""]
+        elif key not in ("name", "summary"):
+            lines.append(f"- {key.replace('_', ' ')}: {value}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,59 @@
+r"""What a reward is, and what one batch of scores looks like.
+
+A reward maps designs to numbers, higher is better. NaN means infeasible: such a design has weight exactly 0 wherever
+weights are used, and no number is ever invented for it. A reward that can be differentiated also offers
+``on_probabilities(p)`` for relaxed tokens ``[B, L, V]`` or pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from difftilt.core.codec import Codec
+from difftilt.types import Bool, Float, Tensor
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores designs; reward units; NaN = infeasible."""
+
+    def __call__(self, designs: Sequence[Any]) -> Sequence[float] | Tensor:
+        """One number per design, in order."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableReward(Reward, Protocol):
+    """A reward that is also defined, differentiably, on relaxed designs."""
+
+    def on_probabilities(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
+        """Reward of relaxed designs. Gradient flows to ``p``; the reward's own parameters stay frozen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of one batch: float64 values with NaN where infeasible."""
+
+    value: Float[Tensor, " B"]
+
+    @property
+    def feasible(self) -> Bool[Tensor, " B"]:
+        """True where the design has a reward."""
+        return ~torch.isnan(self.value)
+
+    @property
+    def mean(self) -> float:
+        """Mean over feasible designs; NaN if there is none."""
+        return self.value[self.feasible].mean().item() if self.feasible.any() else float("nan")
+
+
+def score(reward: Reward, codec: Codec, x_0: Tensor) -> Scores:
+    """Decode a batch of finished states and score it, outside any graph, on the device of ``x_0``."""
+    with torch.no_grad():
+        value = torch.as_tensor(reward(codec.decode(x_0)), dtype=torch.float64)
+    return Scores(value.to(x_0.device))

@@ -1,0 +1,117 @@
+r"""Rollouts: running the chain, and what one run leaves behind.
+
+For a rollout of ``K`` steps and ``B`` chains, with :math:`l_k = \log p_\theta(x_s|x_t) - \log p_{ref}(x_s|x_t)`:
+
+.. math:: \log p_\theta(\text{path}) - \log p_{ref}(\text{path}) = \sum_{k=0}^{K-1} l_k            \qquad (1)
+
+The initial law is the same for both, so it does not enter. Per-step differences are taken first and then summed, in
+float64: sums of large log-probabilities would lose the digits that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.core.policy import Policy
+from difftilt.types import Condition, Float, Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A batch of finished chains, noisiest state first."""
+
+    states: Tensor
+    """``[K + 1, B, *event]``: :math:`x_{t_0}, \\dots, x_{t_K}`."""
+    log_prob: Float[Tensor, "K B"]
+    """Behaviour log-probability of each step as taken, nats, float64; 0 on steps without density."""
+    reference_log_prob: Float[Tensor, "A K B"]
+    """The same steps under each reference policy, nats, float64."""
+    times: Float[Tensor, " K1"]
+    """The grid visited."""
+    cond: Condition | None = None
+    """Conditions, one row per chain."""
+
+    @property
+    def x_0(self) -> Tensor:
+        """Finished states."""
+        return self.states[-1]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps ``K``."""
+        return self.log_prob.shape[0]
+
+    @property
+    def batch(self) -> int:
+        """Number of chains ``B``."""
+        return self.log_prob.shape[1]
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "A K B"]:
+        """:math:`l_k` against each reference, nats."""
+        return self.log_prob - self.reference_log_prob
+
+
+def step_log_prob(
+    policy: Policy, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
+) -> Float[Tensor, " B"]:
+    """Log-probability of a step, nats; exactly 0 for steps without density. Gradient flows to the denoiser."""
+    law = policy.step(x_t, t, s, cond)
+    return law.log_prob(x_s) if law.has_density else torch.zeros(x_t.shape[0], device=x_t.device)
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    n: int,
+    rng: torch.Generator,
+    *,
+    references: Sequence[Policy] = (),
+    cond: Condition | None = None,
+) -> Trajectory:
+    """Run ``n`` chains and keep every state and log-probability. No gradient flows.
+
+    Args:
+        policy: the behaviour, run as it is (put it in eval mode first if it has dropout).
+        n: number of chains ``B``.
+        rng: noise source, on the policy's device.
+        references: policies under which the same steps are scored.
+        cond: conditions with batch axis ``n``.
+    """
+    x_t = policy.prior(n, rng)
+    states, log_prob, reference = [x_t], [], []
+    for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
+        law = policy.step(x_t, t, s, cond)
+        x_s = law.sample(rng)
+        log_prob.append(law.log_prob(x_s) if law.has_density else torch.zeros(n, device=x_t.device))
+        reference.append([step_log_prob(other, x_t, x_s, t, s, cond) for other in references])
+        states.append(x_s)
+        x_t = x_s
+    rows = [torch.stack([step[a] for step in reference]) for a in range(len(references))]
+    nobody = torch.zeros((0, policy.steps, n), dtype=torch.float64, device=x_t.device)
+    return Trajectory(
+        states=torch.stack(states),
+        log_prob=torch.stack(log_prob).double(),
+        reference_log_prob=torch.stack(rows).double() if rows else nobody,
+        times=policy.grid,
+        cond=cond,
+    )
+
+
+@torch.no_grad()
+def sample_states(
+    policy: Policy, n: int, rng: torch.Generator, *, batch: int = 256, cond: Condition | None = None
+) -> Tensor:
+    """``n`` finished states, ``batch`` chains at a time, keeping nothing else."""
+    finished = []
+    for start in range(0, n, batch):
+        size = min(batch, n - start)
+        part = None if cond is None else {name: value[start : start + size] for name, value in cond.items()}
+        x_t = policy.prior(size, rng)
+        for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
+            x_t = policy.step(x_t, t, s, part).sample(rng)
+        finished.append(x_t)
+    return torch.cat(finished)

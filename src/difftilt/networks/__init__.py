@@ -1,0 +1,7 @@
+"""Small networks sized for two CPU cores; importing this package registers them by name."""
+
+from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.regressor import ConvRegressor, RecurrentRegressor
+from difftilt.networks.transformer import TransformerDenoiser
+
+__all__ = ["ConvDenoiser", "ConvRegressor", "RecurrentRegressor", "TransformerDenoiser"]

@@ -1,0 +1,130 @@
+"""A data set from its public origin: download, tidy, check, put in place.
+
+The origin files' checksums are not on record, so the *result* is checked (:func:`check`): columns, row count,
+letters, range and mean of the score, designs with known scores, each set's own rules. The same check takes the files
+this project was built with. For ``utr-mrl`` the origin has more rows than ours (20,000 for 18,000); both counts pass.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+from difftilt.errors import DataError
+
+from .files import read_bytes, read_text, replacing
+from .places import cache_root, find
+from .readers import read_designs
+from .record import GITHUB, DataSet, Origin
+from .registry import dataset
+from .table import Table
+from .writers import csv_text
+
+MIRROR = "DIFFTILT_DATA_MIRROR"
+
+
+def prepare(name: str, *, origin: str | None = None, root: str | PathLike[str] | None = None) -> Path:
+    """Make a data set available; idempotent, and offline where it is there already.
+
+    Args:
+        name: the data set.
+        origin: base address to download from in place of raw.githubusercontent.com, laid out like it
+            (``<base>/<owner>/<repository>/<commit>/<path>``); default ``$DIFFTILT_DATA_MIRROR``, else GitHub.
+        root: data root to look in and write to; default: any place :func:`~difftilt.data.locate` knows, and the
+            user's cache to write to.
+
+    Returns:
+        The tidy file.
+
+    Raises:
+        ConfigError: an unknown name; the place cannot be written.
+        DataError: a download failed; its result, or a file outside the cache, is not what the record says.
+    """
+    record = dataset(name)
+    target = (cache_root() if root is None else Path(root)) / record.file
+    present = find(name) if root is None else target
+    if present is not None and present.is_file():
+        try:
+            if hashlib.sha256(read_bytes(present)).hexdigest() != record.sha256:
+                check(record, read_designs(present))
+            return present
+        except DataError:
+            if present != target:
+                raise
+    base = origin if origin is not None else os.environ.get(MIRROR) or GITHUB
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [_download(source, base, Path(folder) / str(i)) for i, source in enumerate(record.origins)]
+    try:
+        columns = record.tidy(texts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{record.name}: expected the origin's own format from {base}; got {error}; name a mirror in {MIRROR}"
+        ) from error
+    with replacing(target) as temporary:
+        temporary.write_bytes(gzip.compress(csv_text(columns).encode(), mtime=0))
+        fault = next(_faults(record, read_designs(temporary)), None)
+        if fault is not None:
+            raise DataError(f"{record.name} from {base}: {fault}; name a mirror of the origin in {MIRROR}")
+    return target
+
+
+def check(record: DataSet, table: Table) -> None:
+    """Is ``table`` the data set that ``record`` describes?
+
+    Raises:
+        DataError: it is not; says in what.
+    """
+    fault = next(_faults(record, table), None)
+    if fault is not None:
+        raise DataError(f"{table.path}: {fault}; delete it, then run: difftilt data prepare {record.name}")
+
+
+def _faults(record: DataSet, table: Table) -> Iterator[str]:
+    """What is wrong, the basic first: a later fault is only meaningful where there is no earlier one."""
+    columns = (table.sequence_column, *table.columns)
+    if columns != record.columns:
+        yield f"expected columns {', '.join(record.columns)}; got {', '.join(columns)}"
+    if len(table) not in record.rows:
+        yield f"expected {' or '.join(map(str, record.rows))} rows; got {len(table)}"
+    letters, lengths = set("".join(table.sequences)), {len(sequence) for sequence in table.sequences}
+    if not letters <= set(record.alphabet) or lengths != {record.length}:
+        got = f"{sorted(lengths)[:5]} of {''.join(sorted(letters))}"
+        yield f"expected {record.length} letters of {record.alphabet}; got {got}"
+    low, high = record.score_range
+    if not ((table.scores >= low) & (table.scores <= high)).all():
+        yield f"expected scores from {low} to {high}; got others, or missing ones"
+    mean, tolerance = record.mean_score
+    if abs(table.scores.mean() - mean) > tolerance:
+        yield f"expected a mean score within {tolerance} of {mean}; got {table.scores.mean()}"
+    known = {(s, round(float(v), 5)) for s, v in zip(table.sequences, table.scores, strict=True)}
+    for design, score in record.landmarks.items():
+        if (design, round(score, 5)) not in known:
+            yield f"expected score {score} for {design}; got another, or none"
+    wrong = record.rule(table)
+    if wrong is not None:
+        yield f"expected consistent rows; got {wrong}"
+
+
+def _download(source: Origin, base: str, path: Path) -> str:
+    import pooch
+
+    url = source.url(base)
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # pooch would print advice for its own users
+    try:
+        pooch.retrieve(url, known_hash=source.sha256, path=path.parent, fname=path.name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"expected to download {url}; got {reason}; check the network, or name a mirror in {MIRROR}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return read_text(path)

@@ -1,0 +1,1 @@
+"""Problems whose answers are known exactly: the judge never imports the judged."""

@@ -1,0 +1,1 @@
+"""Domains: alphabets, tasks and what their practitioners look at. Domains do not import one another."""

@@ -1,0 +1,82 @@
+"""DNA tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from difftilt.data import Table, names
+from difftilt.domains.task import Task
+from difftilt.training.pretrain import PretrainConfig
+from difftilt.training.regress import RegressConfig
+
+
+def _defined_medium(table: Table) -> np.ndarray:
+    """Rows measured in the ``defined`` medium; all rows of a table without that column."""
+    return table.column("medium") == "defined" if "medium" in table.columns else np.ones(len(table), dtype=bool)
+
+
+def _native(table: Table) -> np.ndarray:
+    """Native promoters and their variants: no random, drifted or model-guided (``sswm``) sequences."""
+    return table.column("category") == "native" if "category" in table.columns else np.ones(len(table), dtype=bool)
+
+
+def _lower_half(table: Table) -> np.ndarray:
+    """Rows with a score below the median: the best designs are never seen."""
+    if table.score_column is None:
+        return np.ones(len(table), dtype=bool)
+    return table.scores < np.nanmedian(table.scores)
+
+
+YEAST = Task(
+    name="yeast-promoter",
+    domain="dna",
+    summary="yeast promoters of 80 bp toward higher expression in defined medium (Vaishnav et al. 2022)",
+    data_set="yeast-promoter",
+    alphabet="ACGT",
+    aliases={"U": "T"},
+    score_name="expression (log-scale bin units)",
+    naturalness=(
+        "p_pre is trained on native promoters and their variants (199 families), so likelihood under it and k-mer "
+        "correlation measure likeness to native sequence; model-guided sequences (sswm) are kept out."
+    ),
+    rows=_defined_medium,
+    prior_rows=_native,
+    steps=20,
+    denoiser={"type": "conv", "width": 64, "kernel": 7, "dilations": [1, 2], "dropout": 0.5},
+    pretrain=PretrainConfig(updates=1200, batch=128, learning_rate=1e-3, weight_decay=0.3, validate_every=100),
+    reward={"type": "conv", "width": 64, "kernel": 7, "dilations": [1, 1, 2, 4], "hidden": 64, "dropout": 0.2},
+    reward_training=RegressConfig(epochs=20, members=4),
+    judge={"type": "recurrent", "width": 48},
+    judge_training=RegressConfig(epochs=20, members=3, seed=1),
+)
+
+
+def _binding(data_set: str) -> Task:
+    """The binding landscape of one transcription factor; ``tfbind8`` alone is SIX6."""
+    factor = data_set.partition("/")[2]
+    default = factor == "SIX6_REF_R1"
+    return Task(
+        name="tfbind8" if default else data_set,
+        domain="dna",
+        summary=f"all DNA 8-mers toward binding by {factor.split('_')[0]} (Barrera et al. 2016); the table is the reward",
+        data_set=data_set,
+        alphabet="ACGT",
+        aliases={"U": "T"},
+        score_name="normalised binding enrichment (0 to 1)",
+        naturalness="p_pre is trained on the lower-scoring half of all 8-mers, so the best are never seen.",
+        prior_rows=_lower_half,
+        cluster_distance=None,
+        table_reward=True,
+        judge_set="tfbind8/SIX6_REF_R2" if default else None,
+        steps=8,
+        denoiser={"type": "conv", "width": 96, "kernel": 5, "dilations": [1, 1, 1, 1]},
+        pretrain=PretrainConfig(updates=6000, weight_decay=0.01),
+        reward={"type": "conv", "width": 64, "kernel": 5, "dilations": [1, 1, 1], "hidden": 128, "dropout": 0.1},
+        reward_training=RegressConfig(epochs=20, members=2),
+        judge={"type": "recurrent", "width": 48, "kernel": 3},
+        judge_training=RegressConfig(epochs=20, members=2, seed=1),
+        shipped=default,
+    )
+
+
+TASKS = (YEAST, *(_binding(name) for name in names() if name.startswith("tfbind8/")))

@@ -1,0 +1,1 @@
+"""Numbers about designs, policies and runs."""

@@ -1,0 +1,158 @@
+r"""An estimate of log Z that does not look at the tuned policy: tempered sequential Monte Carlo on paths of p_pre.
+
+Particles are whole paths. Their law moves from p_pre to the tilted path law through
+
+.. math:: \pi_\beta(\text{path}) \propto p_{pre}(\text{path}) \exp(\beta r(x_0) / \alpha), \qquad 0 = \beta_0 < \dots < \beta_T = 1
+
+At each stage weights :math:`e^{(\beta' - \beta) r / \alpha}` are averaged into
+
+.. math:: \hat Z = \prod_i \frac1N \sum_n e^{(\beta_i - \beta_{i-1}) r_n / \alpha}                       \qquad (1)
+
+paths are resampled, and each is moved by restarts that leave :math:`\pi_\beta` exactly invariant: keep the path up to a
+random step, run the rest again under p_pre, accept with probability :math:`\min(1, e^{\beta (r' - r) / \alpha})`. The
+next beta keeps the effective sample size at half of N (this choice gives up exact unbiasedness). Particles are split into
+independent groups, whose spread gives the standard error.
+
+Infeasible designs have weight exactly 0 from the first stage on: (1) then starts with log P_pre(F).
+
+References:
+    Del Moral, Doucet, Jasra 2006, https://doi.org/10.1111/j.1467-9868.2006.00553.x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward, score
+from difftilt.core.stats import effective_sample_size, log_mean_exp
+from difftilt.core.trajectory import rollout
+from difftilt.types import Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class LogZ:
+    """An estimate of log Z with what it cost."""
+
+    value: float
+    """log Z, nats; ``-inf`` if no feasible design was seen."""
+    error: float
+    """Standard error, nats."""
+    ess: float
+    """Independent samples that would give the same relative error of Z: ``1 / error**2``."""
+    oracle_calls: int
+    """Designs scored."""
+    network_evaluations: int
+    """Denoiser passes, counted per design and step."""
+
+
+def from_samples(log_weight: Float[Tensor, " N"], *, oracle_calls: int = 0, network_evaluations: int = 0) -> LogZ:
+    """Plain importance sampling: log mean weight, delta-method error, and the weights' effective sample size."""
+    n, ess = log_weight.shape[0], effective_sample_size(log_weight).item()
+    error = math.sqrt(max(0.0, n / ess - 1) / n) if ess > 0 else math.inf
+    return LogZ(log_mean_exp(log_weight).item(), error, ess, oracle_calls, network_evaluations)
+
+
+def tempered_log_z(
+    policy: Policy,
+    reward: Reward,
+    rng: torch.Generator,
+    *,
+    alpha: float,
+    particles: int = 1024,
+    groups: int = 8,
+    moves: int = 6,
+    ess_fraction: float = 0.5,
+) -> LogZ:
+    """Equation (1) over ``groups`` independent groups; log of their mean.
+
+    Args:
+        policy: p_pre.
+        reward: scored on every proposed design.
+        rng: noise source.
+        alpha: KL temperature, reward units per nat.
+        particles: paths in all.
+        groups: independent groups, for the standard error; at least 2.
+        moves: restarts of each path at each stage.
+        ess_fraction: effective sample size, as a share of the particles, that the choice of the next beta keeps.
+    """
+    path = rollout(policy, particles, rng)
+    states = path.states
+    value = score(reward, policy.codec, states[-1]).value
+    calls, evaluations, steps = particles, particles * policy.steps, policy.steps
+    log_z = torch.zeros(groups, dtype=torch.float64, device=value.device)
+    feasible = torch.where(value.isnan(), -torch.inf, 0.0)
+    beta, pending = 0.0, feasible  # the weights not yet used for resampling
+    while beta < 1:
+        if torch.isneginf(pending).all():
+            return LogZ(-math.inf, math.inf, 0.0, calls, evaluations)
+        grow = _next_beta(value / alpha, pending, beta, ess_fraction)
+        log_weight = pending + (grow - beta) * torch.nan_to_num(value / alpha, nan=0.0)
+        beta, pending = grow, torch.zeros_like(pending)
+        by_group = log_weight.view(groups, -1)
+        log_z += torch.stack([log_mean_exp(row) for row in by_group])
+        if torch.isneginf(log_z).any() or beta >= 1:
+            break
+        parents = torch.cat([systematic(row, rng) + g * by_group.shape[1] for g, row in enumerate(by_group)])
+        states, value = states[:, parents], value[parents]
+        for _ in range(moves):
+            # restarts near the end are cheap and accepted often, so their length is log-uniform
+            u = torch.rand((), generator=rng, device=rng.device).item()
+            length = max(1, min(steps, round(math.exp(u * math.log(steps + 0.5)))))
+            value = _restart(policy, reward, states, value, steps - length, beta / alpha, rng)
+            calls, evaluations = calls + particles, evaluations + particles * length
+    spread = (log_z - log_mean_exp(log_z)).exp()
+    error = (spread.std() / math.sqrt(groups)).item()
+    return LogZ(log_mean_exp(log_z).item(), error, 1 / error**2 if error > 0 else math.inf, calls, evaluations)
+
+
+def _next_beta(energy: Float[Tensor, " N"], pending: Float[Tensor, " N"], beta: float, fraction: float) -> float:
+    """The largest next beta whose weights keep ``fraction`` of the effective sample size, by bisection."""
+    energy = torch.nan_to_num(energy, nan=0.0)
+    target = fraction * effective_sample_size(pending).item()
+
+    def enough(candidate: float) -> bool:
+        return effective_sample_size(pending + (candidate - beta) * energy).item() >= target
+
+    if enough(1.0):
+        return 1.0
+    low, high = beta, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if enough(middle) else (low, middle)
+    return max(low, beta + 1e-9)
+
+
+@torch.no_grad()
+def _restart(
+    policy: Policy,
+    reward: Reward,
+    states: Tensor,
+    value: Float[Tensor, " N"],
+    first: int,
+    tilt: float,
+    rng: torch.Generator,
+) -> Float[Tensor, " N"]:
+    """Run every path again from step ``first``; accepted ones are written into ``states``. Returns the new rewards."""
+    x, fresh = states[first], []
+    for k in range(first, policy.steps):
+        x = policy.step(x, policy.grid[k], policy.grid[k + 1]).sample(rng)
+        fresh.append(x)
+    proposed = score(reward, policy.codec, x).value
+    u = torch.rand(value.shape, generator=rng, device=value.device, dtype=torch.float64)
+    accept = u.log() < tilt * (proposed - value)  # False where the proposal is infeasible (NaN)
+    states[first + 1 :, accept] = torch.stack(fresh)[:, accept]
+    return torch.where(accept, proposed, value)
+
+
+def systematic(log_weight: Float[Tensor, " N"], rng: torch.Generator) -> Int[Tensor, " N"]:
+    """Systematic resampling: ``N`` parents, each expected in proportion to its weight."""
+    n = log_weight.shape[0]
+    edges = log_weight.softmax(0).cumsum(0)
+    u = (
+        torch.rand((), generator=rng, device=rng.device, dtype=torch.float64) + torch.arange(n, device=rng.device)
+    ) / n
+    return torch.searchsorted(edges, u).clamp(max=n - 1)

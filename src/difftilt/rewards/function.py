@@ -1,0 +1,128 @@
+"""Any Python function from a list of designs to numbers, as a reward.
+
+``None``, NaN and infinities mean infeasible. If the function raises on a batch it is retried one design at a time, and a
+design that raises is infeasible with that reason; only if every design fails is it an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difftilt.errors import ConfigError, OracleError, nearest
+from difftilt.types import Float, Tensor
+
+
+class FunctionReward:
+    """Wraps ``function(designs) -> numbers``; keeps the reason of each infeasible design of the last call.
+
+    Args:
+        function: takes a list of designs and returns one number (or ``None``) per design.
+        name: for messages and provenance.
+    """
+
+    def __init__(self, function: Callable[[list[Any]], Sequence[Any]], name: str | None = None) -> None:
+        if not callable(function):
+            raise ConfigError(f"expected a function; got {type(function).__name__}; pass something callable")
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.reasons: list[str | None] = []
+
+    def __call__(self, designs: Sequence[Any]) -> Float[Tensor, " B"]:
+        """Numbers with NaN where infeasible, float64.
+
+        Raises:
+            OracleError: every design failed, or the function broke its contract.
+        """
+        designs = list(designs)
+        try:
+            answers = self._checked(self.function(designs), len(designs))
+        except OracleError:
+            raise
+        except Exception:  # a user's function may raise anything; find out which designs are to blame
+            answers = self._one_by_one(designs)
+        values, self.reasons = [], []
+        for answer in answers:
+            value, reason = answer if isinstance(answer, tuple) else _number(answer, self.name)
+            values.append(value)
+            self.reasons.append(reason)
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _one_by_one(self, designs: list[Any]) -> list[Any]:
+        answers: list[Any] = []
+        failures = 0
+        for design in designs:
+            try:
+                answers.append(self._checked(self.function([design]), 1)[0])
+            except OracleError:
+                raise
+            except Exception as error:
+                failures += 1
+                answers.append((math.nan, f"{type(error).__name__}: {_first_line(error)}"))
+        if failures == len(designs):
+            raise OracleError(
+                f"expected '{self.name}' to score at least one of {failures} designs; got {answers[-1][1]} for every one; "
+                f"try it on '{designs[0]}'"
+            )
+        return answers
+
+    def _checked(self, answers: Any, expected: int) -> list[Any]:
+        if isinstance(answers, str | bytes | dict) or not hasattr(answers, "__len__"):
+            raise OracleError(
+                f"expected '{self.name}' to return {expected} numbers; got {type(answers).__name__}; return a list"
+            )
+        if len(answers) != expected:
+            raise OracleError(
+                f"expected '{self.name}' to return {expected} numbers, one per design; got {len(answers)}; "
+                "return one for each, None where infeasible"
+            )
+        return list(answers)
+
+
+def _number(answer: Any, name: str) -> tuple[float, str | None]:
+    if answer is None:
+        return math.nan, "returned None"
+    if isinstance(answer, str | bytes) or not (isinstance(answer, numbers.Real) or hasattr(answer, "__float__")):
+        raise OracleError(
+            f"expected '{name}' to return numbers; got {type(answer).__name__} {answer!r:.40}; convert it with float()"
+        )
+    value = float(answer)
+    return (value, None) if math.isfinite(value) else (math.nan, f"returned {value}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def load_function(reference: str) -> FunctionReward:
+    """The reward named ``scorer.py:my_function``.
+
+    Raises:
+        ConfigError: no such file or function, or the file does not run.
+    """
+    path, _, name = reference.rpartition(":")
+    file = Path(path)
+    if not path or not name.isidentifier():
+        raise ConfigError(f"expected --reward FILE.py:FUNCTION; got '{reference}'; for example scorer.py:my_function")
+    if not file.is_file():
+        raise ConfigError(f"expected a Python file '{path}'; got no such file; check the path after --reward")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"expected a Python file ending in .py; got '{path}'; rename it")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"expected '{path}' to run; got {type(error).__name__}: {_first_line(error)}; correct it"
+        ) from error
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    if name not in functions:
+        raise nearest(name, functions, what=f"function in '{path}'")
+    return FunctionReward(getattr(module, name), reference)

@@ -1,0 +1,99 @@
+"""A paid reward: counted, cached, recorded, and never asked twice for the same design.
+
+The history of answers is the run's ``oracle.jsonl``. After a crash it may hold answers that the restored checkpoint does
+not know of yet: those are *prepaid*. They cost nothing when asked for again, and are counted when they are, so that a
+resumed run repeats the numbers of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from difftilt.core.reward import DifferentiableReward, Reward
+from difftilt.errors import OracleError
+from difftilt.types import Float, Tensor
+
+
+class Answer(NamedTuple):
+    """One paid call."""
+
+    design: Any
+    value: float
+    reason: str | None
+
+
+class Oracle:
+    """Wraps a reward whose calls count.
+
+    Args:
+        reward: the function that is paid for; deterministic.
+        history: answers already paid for, in order.
+        record: called with the new answers of a batch before they are used, to make them durable.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        history: Sequence[Answer] = (),
+        record: Callable[[list[Answer]], None] | None = None,
+    ) -> None:
+        self.reward, self._record = reward, record
+        self._answers = {answer.design: answer for answer in history}
+        self._counted: set[Any] = set()
+        self.calls = 0
+        """Reward calls in this run's timeline: distinct designs, and relaxed designs as often as they were scored."""
+
+    def __call__(self, designs: Sequence[Any]) -> Float[Tensor, " B"]:
+        """Values of designs, NaN where infeasible, float64.
+
+        Raises:
+            OracleError: the whole first batch is infeasible, or the reward broke its contract.
+        """
+        new = list(dict.fromkeys(design for design in designs if design not in self._answers))
+        if new:
+            values = torch.as_tensor(self.reward(new), dtype=torch.float64).tolist()
+            reasons = getattr(self.reward, "reasons", None) or [None] * len(new)
+            answers = [Answer(*row) for row in zip(new, values, reasons, strict=True)]
+            if not self._answers and all(math.isnan(value) for value in values):
+                raise OracleError(
+                    f"expected a number for at least one of the first {len(new)} designs; got NaN for all "
+                    f"({reasons[0] or 'no reason given'}); check the reward on '{new[0]}'"
+                )
+            if self._record is not None:
+                self._record(answers)
+            self._answers.update((answer.design, answer) for answer in answers)
+        fresh = set(designs) - self._counted
+        self._counted |= fresh
+        self.calls += len(fresh)
+        return torch.tensor([self._answers[design].value for design in designs], dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count; the answers themselves are the run's ``oracle.jsonl``."""
+        return {"calls": self.calls, "counted": len(self._counted)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the count; later answers of the history become prepaid."""
+        self.calls = state["calls"]
+        self._counted = set(list(self._answers)[: state["counted"]])
+
+
+class DifferentiableOracle(Oracle):
+    """An :class:`Oracle` over a reward that also scores relaxed designs; those are counted, not recorded."""
+
+    reward: DifferentiableReward
+
+    def on_probabilities(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
+        """Reward of relaxed designs. Gradient flows to ``p``."""
+        self.calls += p.shape[0]
+        return self.reward.on_probabilities(p)
+
+
+def as_oracle(reward: Reward, **options: Any) -> Oracle:
+    """The right kind of oracle for a reward."""
+    kind = DifferentiableOracle if isinstance(reward, DifferentiableReward) else Oracle
+    return kind(reward, **options)

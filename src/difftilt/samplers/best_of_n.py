@@ -1,0 +1,70 @@
+r"""Best of N: draw N designs from the pretrained policy, keep the one with the highest reward.
+
+The yardstick of every result: no training, and it spends at most
+
+.. math:: KL(p_N \| p_{pre}) \le \log N - \frac{N - 1}{N} \text{ nats.}                                     \qquad (1)
+
+Equality holds where no two designs have equal reward. Infeasible designs are never kept unless all N are.
+
+References:
+    Stiennon et al. 2020, https://arxiv.org/abs/2009.01325 (the bound is in its appendix); Beirami et al. 2024 (that it is
+    an upper bound), https://arxiv.org/abs/2401.01879.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.core.algorithm import Weighted
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward, score
+from difftilt.core.trajectory import sample_states
+from difftilt.errors import ConfigError
+from difftilt.types import Condition
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """Settings of best of N."""
+
+    candidates: int = 64
+    """N: reward calls per design."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ConfigError(f"expected at least 1 candidate; got {self.candidates}; raise it")
+
+    @property
+    def kl_bound(self) -> float:
+        """Equation (1), nats."""
+        return math.log(self.candidates) - (self.candidates - 1) / self.candidates
+
+    @staticmethod
+    def candidates_for(kl: float) -> int:
+        """The largest N whose bound (1) does not exceed ``kl`` nats (at least 1)."""
+        n = 1
+        while BestOfN(candidates=n + 1).kl_bound <= kl and n < 10**7:
+            n = max(n + 1, n * 2) if BestOfN(candidates=2 * n).kl_bound <= kl else n + 1
+        return n
+
+    def __call__(
+        self, policy: Policy, reward: Reward, n: int, rng: torch.Generator, *, cond: Condition | None = None
+    ) -> Weighted:
+        """``n`` designs, each the best of its own N; unweighted, no estimate of log Z."""
+        kept = []
+        group = max(1, 4096 // self.candidates)
+        for start in range(0, n, group):
+            size = min(group, n - start)
+            repeated = None
+            if cond is not None:
+                repeated = {
+                    name: value[start : start + size].repeat_interleave(self.candidates, 0)
+                    for name, value in cond.items()
+                }
+            x_0 = sample_states(policy, size * self.candidates, rng, cond=repeated)
+            value = score(reward, policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, self.candidates)
+            kept.append(x_0.view(size, self.candidates, *x_0.shape[1:])[torch.arange(size), value.argmax(1)])
+        return Weighted(torch.cat(kept), torch.zeros(n, dtype=torch.float64), None)

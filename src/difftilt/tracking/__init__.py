@@ -1,0 +1,1 @@
+"""Run folders and checkpoints: plain files that survive a crash."""

@@ -1,0 +1,1 @@
+"""Loops that turn data into models and models into tilted models."""

@@ -1,0 +1,181 @@
+"""The fine-tuning loop: any algorithm, any policy, any reward; checkpoints, resume, KL budget, live gap.
+
+A resumed run repeats the numbers of an uninterrupted one (one thread), and never pays for an oracle call twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from difftilt.core.algorithm import Algorithm, Anchor
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward, score
+from difftilt.errors import ConfigError, StateError
+from difftilt.rewards.oracle import Answer, Oracle, as_oracle
+from difftilt.rng import Streams
+from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from difftilt.tracking.run import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Settings of the loop around an algorithm."""
+
+    steps: int = 100
+    """Updates."""
+    seed: int = 0
+    """Seed of every random stream of the run."""
+    kl_budget: float | None = None
+    """KL to the pretrained policy to meet, nats: alpha is adapted until it is. Alpha stays fixed when not set."""
+    final_learning_rate: float = 0.05
+    """Learning rate at the last update, as a share of the first; linear in between."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints: a crash loses at most this many."""
+    judge_every: int = 5
+    """Updates between evaluations of the batch by the judge."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"expected at least 1 step; got {self.steps}; raise --steps")
+        if self.kl_budget is not None and not self.kl_budget > 0:
+            raise ConfigError(f"expected a KL budget above 0 nats; got {self.kl_budget}; raise --kl-budget")
+
+
+@dataclass
+class FinetuneResult:
+    """A finished (or interrupted) fine-tuning run."""
+
+    policy: Policy
+    """The tuned policy."""
+    pretrained: Policy
+    """The policy it started from, frozen."""
+    alpha: float
+    """The temperature at the end: the given one, or the one that meets the KL budget."""
+    oracle: Oracle
+    """The counted reward."""
+    history: list[dict[str, Any]] = field(repr=False)
+    """One record per step, as in ``metrics.jsonl``."""
+
+
+def adapt_alpha(alpha: float, kl: float, budget: float) -> float:
+    r"""One step of the KL controller, :math:`\alpha \leftarrow \alpha\, e^{\eta\,\mathrm{clip}((KL - B)/B, -1, 1)}`,
+    with eta = 0.1: alpha grows while more than the budget ``B`` is spent.
+    """
+    return alpha * math.exp(0.1 * max(-1.0, min(1.0, (kl - budget) / budget)))
+
+
+def finetune(
+    policy: Policy,
+    reward: Reward,
+    algorithm: Algorithm,
+    *,
+    loop: LoopConfig | None = None,
+    anchors: list[Anchor] | None = None,
+    judge: Reward | None = None,
+    log_z: float | None = None,
+    folder: RunFolder | None = None,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> FinetuneResult:
+    """Tune a copy of ``policy`` towards its tilted law.
+
+    Args:
+        policy: the pretrained policy; left as it is.
+        reward: what to raise; counted, cached and (with a folder) recorded.
+        algorithm: its settings; ``algorithm.alpha`` weighs the pretrained policy where ``anchors`` is not given.
+        loop: settings of the loop.
+        anchors: reference policies and weights, reward units per nat.
+        judge: a held-out reward that is only logged.
+        log_z: log Z of the target where known, nats: then each record has ``gap_nats``.
+        folder: where the run is kept; nothing is written without it.
+        resume: continue from the folder's latest checkpoint.
+        on_step: called with each record.
+
+    Raises:
+        StateError: the folder holds a run and ``resume`` is false.
+    """
+    loop = loop or LoopConfig()
+    pretrained = policy.frozen_copy()
+    tuned = copy.deepcopy(policy).requires_grad_(True)
+    anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
+    state = algorithm.init(tuned, anchors)
+    streams = Streams(loop.seed, policy.device)
+    oracle, history, first, spent = _oracle(reward, folder), [], 0, 0.0
+    totals = {"network_evaluations": 0}
+    if folder is not None and not resume and (checkpoint_steps(folder.checkpoints) or folder.metrics.is_file()):
+        raise StateError(
+            f"expected an empty run folder; got one that holds a run, '{folder.path}'; add --resume to continue it, "
+            "or choose another with --run"
+        )
+    if resume and folder is not None and checkpoint_steps(folder.checkpoints):
+        first, saved = load_checkpoint(folder.checkpoints)
+        state.load_state_dict(saved["algorithm"])
+        streams.load_state_dict(saved["streams"])
+        oracle.load_state_dict(saved["oracle"])
+        totals, spent = saved["totals"], saved["seconds"]
+        folder.rewind_metrics(first)
+        history = folder.read(folder.metrics)
+    elif folder is not None:
+        folder.rewind_metrics(0)
+    started = time.monotonic() - spent
+    for step in range(first + 1, loop.steps + 1):
+        state.scale_learning_rate(1 + (loop.final_learning_rate - 1) * (step - 1) / max(1, loop.steps - 1))
+        info = dataclasses.asdict(algorithm.step(state, oracle, streams("train")))
+        totals["network_evaluations"] += info.pop("network_evaluations")
+        info.pop("oracle_calls")
+        alpha = state.anchors[0].weight
+        record = {
+            "step": step,
+            "reward": info.pop("reward"),
+            "judge": None,
+            "kl_nats": info["kl_nats"],
+            "gap_nats": None,
+            "oracle_calls": oracle.calls,
+            **totals,
+            "seconds": time.monotonic() - started,
+            "alpha": alpha,
+            **info,
+        }
+        if judge is not None and (step % loop.judge_every == 0 or step == loop.steps):
+            record["judge"] = score(judge, tuned.codec, state.x_0).mean
+        if log_z is not None and loop.kl_budget is None:
+            record["gap_nats"] = log_z - (record["reward"] / alpha - record["kl_nats"])
+        if loop.kl_budget is not None:
+            state.anchors[0] = Anchor(pretrained, adapt_alpha(alpha, record["kl_nats"], loop.kl_budget))
+        history.append(record)
+        if folder is not None:
+            folder.append(folder.metrics, [record])
+            if step % loop.checkpoint_every == 0 or step == loop.steps:
+                saved = {
+                    "algorithm": state.state_dict(),
+                    "streams": streams.state_dict(),
+                    "oracle": oracle.state_dict(),
+                    "totals": totals,
+                    "seconds": record["seconds"],
+                }
+                save_checkpoint(folder.checkpoints, step, saved)
+        if on_step is not None:
+            on_step(record)
+    tuned.eval().requires_grad_(False)
+    return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
+
+
+def _oracle(reward: Reward, folder: RunFolder | None) -> Oracle:
+    """The counted reward; with a folder, its history is read from and its answers are written to ``oracle.jsonl``."""
+    if isinstance(reward, Oracle):
+        return reward
+    if folder is None:
+        return as_oracle(reward)
+    rows = folder.read(folder.oracle)
+    history = [Answer(r["design"], float("nan") if r["value"] is None else r["value"], r["reason"]) for r in rows]
+    return as_oracle(
+        reward,
+        history=history,
+        record=lambda answers: folder.append(folder.oracle, [answer._asdict() for answer in answers]),
+    )

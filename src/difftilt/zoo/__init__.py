@@ -1,0 +1,1 @@
+"""Small pretrained models that ship with the package, one folder a task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,7 @@ class Anchor:
     weight: float
 
 
+@runtime_checkable
 class State(Protocol):
     """What an algorithm carries between steps; updated in place."""
 
@@ -45,6 +46,7 @@ class State(Protocol):
         ...
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """A frozen dataclass of settings with two methods. ``step`` returns a frozen record of logged numbers."""
 
@@ -69,6 +71,7 @@ class Weighted:
     """Estimate of log Z, nats, where the sampler gives one."""
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws designs from a tilted law without training."""
 

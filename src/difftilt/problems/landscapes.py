@@ -20,6 +20,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.registry import register
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.processes.masked import Masked
+from difftilt.rng import seeded_initialisation
 from difftilt.types import Condition, Float, Tensor
 
 
@@ -73,6 +74,64 @@ class TabularDenoiser(nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"vocabulary": self.vocabulary, "length": self.length}
+
+
+@register("denoiser", "corrected")
+class CorrectedDenoiser(nn.Module):
+    r"""A frozen table plus a small trained network: :math:`\text{logits}(x_t) = T(x_t) + f_\theta(x_t)`, f = 0 at the start.
+
+    The network shares what it learns between states, as a real denoiser does, while the start is exact.
+
+    Args:
+        vocabulary: letters ``V``.
+        length: positions ``L``.
+        hidden: units of each of two hidden layers.
+    """
+
+    time_free = True
+
+    def __init__(self, vocabulary: int, length: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.table = TabularDenoiser(vocabulary, length)
+        self.network = nn.Sequential(
+            nn.Linear(length * (vocabulary + 1), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, length * vocabulary),
+        )  # fmt: skip
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def requires_grad_(self, requires_grad: bool = True) -> CorrectedDenoiser:
+        """Switch the network's gradients; the table stays frozen."""
+        super().requires_grad_(requires_grad)
+        self.table.requires_grad_(False)
+        return self
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Float[Tensor, "B L V"]:
+        """Logits; ``x_t`` is ``[B, L]`` tokens or ``[B, L, V + 1]`` relaxed tokens."""
+        table = self.table(x_t, t, cond)
+        one_hot = F.one_hot(x_t, self.table.vocabulary + 1) if x_t.ndim == 2 else x_t
+        return table + self.network(one_hot.flatten(1).to(self.network[0].weight.dtype)).view_as(table)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**self.table.config(), "hidden": self.hidden}
+
+
+def corrected(policy: Policy, *, hidden: int = 256, seed: int = 0) -> Policy:
+    """The law of a tabular policy, ready to be tuned through a :class:`CorrectedDenoiser`.
+
+    Args:
+        policy: with a :class:`TabularDenoiser`.
+        hidden: width of the network.
+        seed: of its initial weights.
+    """
+    with seeded_initialisation(seed):
+        denoiser = CorrectedDenoiser(*policy.denoiser.config().values(), hidden=hidden)
+    denoiser.table.load_state_dict(policy.denoiser.state_dict())
+    tuned = Policy(denoiser, policy.process, policy.codec, policy.event_shape, grid=policy.grid, fixed=policy.fixed)
+    denoiser.requires_grad_(True)
+    return tuned
 
 
 class PairwiseReward:

@@ -1,21 +1,27 @@
 """A paid reward: counted, cached, recorded, and never asked twice for the same design.
 
-The history of answers is the run's ``oracle.jsonl``. After a crash it may hold answers that the restored checkpoint does
-not know of yet: those are *prepaid*. They cost nothing when asked for again, and are counted when they are, so that a
-resumed run repeats the numbers of an uninterrupted one.
+The history of answers is the run's ``oracle.jsonl``. After a crash it may hold answers that the restored checkpoint
+does not know of yet: those are *prepaid*. They cost nothing when asked for again, and are counted when they are, so
+that a resumed run repeats the numbers of an uninterrupted one.
+
+Evaluation asks the same oracle, so that what training paid for is not bought again; what evaluation buys is recorded as
+such and counted apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from difftilt.core.reward import DifferentiableReward, Reward
-from difftilt.errors import OracleError
+from difftilt.errors import OracleError, StateError
 from difftilt.types import Float, Tensor
+
+TRAINING, EVALUATION = "training", "evaluation"
 
 
 class Answer(NamedTuple):
@@ -24,6 +30,8 @@ class Answer(NamedTuple):
     design: Any
     value: float
     reason: str | None
+    purpose: str = TRAINING
+    """What it was bought for."""
 
 
 class Oracle:
@@ -45,8 +53,20 @@ class Oracle:
         self.reward, self._record = reward, record
         self._answers = {answer.design: answer for answer in history}
         self._counted: set[Any] = set()
+        self._purpose = TRAINING
         self.calls = 0
-        """Reward calls in this run's timeline: distinct designs, and relaxed designs as often as they were scored."""
+        """Training's calls in this run's timeline: distinct designs, and relaxed designs each time they are scored."""
+        self.evaluation_calls = sum(answer.purpose == EVALUATION for answer in history)
+        """Designs that were bought for evaluation only."""
+
+    @contextmanager
+    def evaluating(self) -> Generator[None]:
+        """What is bought inside the block is recorded and counted as evaluation."""
+        self._purpose = EVALUATION
+        try:
+            yield
+        finally:
+            self._purpose = TRAINING
 
     def __call__(self, designs: Sequence[Any]) -> Float[Tensor, " B"]:
         """Values of designs, NaN where infeasible, float64.
@@ -58,7 +78,7 @@ class Oracle:
         if new:
             values = torch.as_tensor(self.reward(new), dtype=torch.float64).tolist()
             reasons = getattr(self.reward, "reasons", None) or [None] * len(new)
-            answers = [Answer(*row) for row in zip(new, values, reasons, strict=True)]
+            answers = [Answer(*row, self._purpose) for row in zip(new, values, reasons, strict=True)]
             if not self._answers and all(math.isnan(value) for value in values):
                 raise OracleError(
                     f"expected a number for at least one of the first {len(new)} designs; got NaN for all "
@@ -67,19 +87,33 @@ class Oracle:
             if self._record is not None:
                 self._record(answers)
             self._answers.update((answer.design, answer) for answer in answers)
-        fresh = set(designs) - self._counted
-        self._counted |= fresh
-        self.calls += len(fresh)
+            if self._purpose == EVALUATION:
+                self.evaluation_calls += len(new)
+        if self._purpose == TRAINING:
+            fresh = set(designs) - self._counted
+            self._counted |= fresh
+            self.calls += len(fresh)
         return torch.tensor([self._answers[design].value for design in designs], dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count; the answers themselves are the run's ``oracle.jsonl``."""
-        return {"calls": self.calls, "counted": len(self._counted)}
+        """The count, and which answers it covers, by their place in the run's ``oracle.jsonl``."""
+        places = [place for place, design in enumerate(self._answers) if design in self._counted]
+        return {"calls": self.calls, "counted": torch.tensor(places, dtype=torch.int64)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the count; later answers of the history become prepaid."""
+        """Restore the count; later answers of the history become prepaid.
+
+        Raises:
+            StateError: the history lacks answers that were counted.
+        """
         self.calls = state["calls"]
-        self._counted = set(list(self._answers)[: state["counted"]])
+        designs = list(self._answers)
+        places = state["counted"].tolist()
+        if places and places[-1] >= len(designs):
+            raise StateError(
+                f"expected {places[-1] + 1} answers or more in oracle.jsonl; got {len(designs)}; put the file back"
+            )
+        self._counted = {designs[place] for place in places}
 
 
 class DifferentiableOracle(Oracle):

@@ -38,8 +38,28 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise StateError(
-                f"expected a run folder that can be written at '{path}'; got '{error.strerror}'; choose another with --run"
+                f"expected a run folder that can be written at '{path}'; got '{error.strerror}'; "
+                "choose another with --run"
             ) from error
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """The folder of a run that was started before; it is only read here.
+
+        Raises:
+            StateError: there is no run.
+        """
+        run = cls.__new__(cls)
+        run.path = Path(path)
+        if not run.config.is_file():
+            came = "no config.toml in it" if run.path.is_dir() else "no such folder"
+            raise StateError(f"expected a run folder at '{path}'; got {came}; give what `difftilt finetune` wrote")
+        return run
+
+    @property
+    def started(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.config.is_file() or self.metrics.is_file() or self.checkpoints.is_dir()
 
     @property
     def config(self) -> Path:
@@ -76,45 +96,87 @@ class RunFolder:
         """The page."""
         return self.path / "report.html"
 
+    @property
+    def log_z(self) -> Path:
+        """The independent estimate of log Z."""
+        return self.path / "log_z.json"
+
+    @property
+    def model(self) -> Path:
+        """The tuned policy, a model folder."""
+        return self.path / "model"
+
     def append(self, file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append JSON lines durably: they are on disk when this returns. NaN is written as null."""
-        lines = "".join(json.dumps({k: plain(v) for k, v in record.items()}) + "\n" for record in records)
-        with file.open("a", encoding="utf-8") as handle:
-            handle.write(lines)
-            handle.flush()
-            os.fsync(handle.fileno())
+        """Append JSON lines durably: they are on disk when this returns. NaN is written as null.
+
+        Raises:
+            StateError: the disk is full, or the folder is gone.
+        """
+        try:
+            with file.open("a", encoding="utf-8") as handle:
+                handle.write(_lines(records))
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise _unwritable(file, error) from error
 
     def read(self, file: Path) -> list[dict[str, Any]]:
-        """JSON lines of a file; a last line cut short by a crash is dropped, also from the file."""
+        """JSON lines of a file; a last line cut short by a crash is dropped, also from the file.
+
+        Raises:
+            StateError: another line is damaged.
+        """
         if not file.is_file():
             return []
-        whole, good = file.read_bytes(), 0
-        records = []
-        for line in whole.splitlines(keepends=True):
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                records.append(json.loads(line))
-            except ValueError:
-                break
-            good += len(line)
-        if good < len(whole):
+        lines = file.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
             with file.open("r+b") as handle:
-                handle.truncate(good)
+                handle.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise StateError(
+                    f"expected a JSON object in '{file}', line {number}; got a damaged line; put the whole file back"
+                ) from error
         return records
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the records of steps after ``step``: they will be made again."""
         kept = [record for record in self.read(self.metrics) if record["step"] <= step]
-        self.metrics.unlink(missing_ok=True)
         if kept:
-            self.append(self.metrics, kept)
+            self._replace(self.metrics, _lines(kept))
+        else:
+            self.metrics.unlink(missing_ok=True)
 
     def write_json(self, file: Path, record: Mapping[str, Any]) -> None:
-        """Write one JSON object, whole or not at all."""
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(plain(record), indent=2) + "\n", encoding="utf-8")
-        partial.replace(file)
+        """Write one JSON object, whole or not at all.
+
+        Raises:
+            StateError: the disk is full, or the folder is gone.
+        """
+        self._replace(file, json.dumps(plain(record), indent=2) + "\n")
+
+    def _replace(self, file: Path, text: str) -> None:
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            with partial.open("w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(file)
+        except OSError as error:
+            raise _unwritable(file, error) from error
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(plain(record)) + "\n" for record in records)
+
+
+def _unwritable(file: Path, error: OSError) -> StateError:
+    return StateError(f"expected to write '{file}'; got '{error.strerror}'; free space, then go on with --resume")
 
 
 def plain(value: Any) -> Any:

@@ -106,7 +106,7 @@ def finetune(
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
     state = algorithm.init(tuned, anchors)
     streams = Streams(loop.seed, policy.device)
-    oracle, history, first, spent = _oracle(reward, folder), [], 0, 0.0
+    oracle, history, first, spent = recorded_oracle(reward, folder), [], 0, 0.0
     totals = {"network_evaluations": 0}
     if folder is not None and not resume and (checkpoint_steps(folder.checkpoints) or folder.metrics.is_file()):
         raise StateError(
@@ -166,14 +166,20 @@ def finetune(
     return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
 
 
-def _oracle(reward: Reward, folder: RunFolder | None) -> Oracle:
-    """The counted reward; with a folder, its history is read from and its answers are written to ``oracle.jsonl``."""
+def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:
+    """The counted reward; with a folder, its history is read from and its answers are written to ``oracle.jsonl``.
+
+    A reward that is an oracle already is returned as it is.
+    """
     if isinstance(reward, Oracle):
         return reward
     if folder is None:
         return as_oracle(reward)
     rows = folder.read(folder.oracle)
-    history = [Answer(r["design"], float("nan") if r["value"] is None else r["value"], r["reason"]) for r in rows]
+    history = [
+        Answer(row["design"], math.nan if row["value"] is None else row["value"], row["reason"], row["purpose"])
+        for row in rows
+    ]
     return as_oracle(
         reward,
         history=history,

@@ -38,6 +38,6 @@ TASKS = (
         reward={"type": "conv", "width": 64, "kernel": 5, "dilations": [1, 1, 2, 4], "hidden": 64, "dropout": 0.3},
         reward_training=RegressConfig(epochs=20, members=5),
         judge={"type": "recurrent", "width": 48},
-        judge_training=RegressConfig(epochs=20, members=4, seed=1),
+        judge_training=RegressConfig(epochs=20, members=3, seed=1),
     ),
 )

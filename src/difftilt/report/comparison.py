@@ -1,0 +1,119 @@
+"""Several runs side by side: plain rows for the command line, and a page with judge against KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from difftilt.data.files import replacing
+from difftilt.errors import ConfigError
+from difftilt.tracking.run import RunFolder
+
+from . import charts, sentences
+from .charts import Spot
+from .facts import RunFacts, read_run
+from .figures import Figure
+from .page import render
+from .rounding import Estimate, finite
+
+
+def comparison_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """One plain record per run, in the order given; what a run does not have is ``None``.
+
+    Keys: ``run, task, method, alpha, reward, reward_low, reward_high, judge, judge_low, judge_high, kl_nats, kl_error,
+    gap_nats, gap_error, verdict, unique, oracle_calls, seconds``.
+
+    Raises:
+        StateError: a folder holds no run.
+    """
+    return [_row(read_run(run)) for run in runs]
+
+
+def compare(runs: Sequence[RunFolder]) -> str:
+    """The page that sets runs side by side, as HTML.
+
+    Raises:
+        ConfigError: no run was given.
+        StateError: a folder holds no run.
+    """
+    if not runs:
+        raise ConfigError("expected at least one run folder to compare; got none; name the folders of some runs")
+    facts = [read_run(run) for run in runs]
+    tasks = list(dict.fromkeys(run.task for run in facts))
+    figures = [(task, figure) for task in tasks if (figure := _figure([run for run in facts if run.task == task]))]
+    return render(
+        "comparison.html.j2",
+        title=f"{len(facts)} runs compared",
+        tasks=tasks,
+        figures=figures,
+        rows=[(_row(run), run) for run in facts],
+        places=min(map(sentences.score_places, facts)),
+        plus_minus=sentences.plus_minus,
+    )
+
+
+def write_comparison(runs: Sequence[RunFolder], path: Path) -> Path:
+    """Write :func:`compare` to a file.
+
+    Raises:
+        ConfigError: no run was given, or the page cannot be written.
+        StateError: a folder holds no run.
+    """
+    text = compare(runs)
+    path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _row(facts: RunFacts) -> dict[str, Any]:
+    reward, judge = facts.estimate("after", "reward"), facts.estimate("after", "judge")
+    nothing = (None, None, None)
+    return {
+        "run": facts.name,
+        "task": facts.task,
+        "method": facts.method,
+        "alpha": facts.alpha,
+        **dict(zip(("reward", "reward_low", "reward_high"), reward or nothing, strict=True)),
+        **dict(zip(("judge", "judge_low", "judge_high"), judge or nothing, strict=True)),
+        "kl_nats": facts.number("kl_nats", "mean"),
+        "kl_error": facts.number("kl_nats", "error"),
+        "gap_nats": facts.number("gap", "gap_nats"),
+        "gap_error": facts.number("gap", "error"),
+        "verdict": str(facts.get("gap", "verdict") or "not evaluated"),
+        "unique": facts.number("after", "unique_fraction"),
+        "oracle_calls": finite(facts.cost("oracle_calls")),
+        "seconds": finite(facts.cost("seconds")),
+    }
+
+
+def _figure(runs: Sequence[RunFacts]) -> Figure | None:
+    """Judge (reward, where no run has a judge) against KL: the runs, where they started, and best-of-N at equal KL."""
+    judged = any(run.estimate("after", "judge") is not None for run in runs)
+    name = "judge" if judged else "reward"
+    spots, yardsticks = [], []
+    for run in runs:
+        after, kl = run.estimate("after", name), run.number("kl_nats", "mean")
+        if after is None or kl is None:
+            continue
+        error = run.number("kl_nats", "error") or 0.0
+        spots.append(Spot(run.name, Estimate(kl, kl - sentences.Z95 * error, kl + sentences.Z95 * error), after, name))
+        best, spent = run.estimate("best_of_n", "equal_kl", name), run.number("best_of_n", "equal_kl", "kl_bound_nats")
+        if best is not None and spent is not None:
+            n = run.number("best_of_n", "equal_kl", "n")
+            yardsticks.append(Spot(f"best of {n:.0f}" if n else "best of N", Estimate(spent), best, "yardstick"))
+        before = run.estimate("before", name)
+        if before is not None and not any(spot.label == "pretrained" for spot in yardsticks):
+            yardsticks.append(Spot("pretrained", Estimate(0.0), before, "yardstick"))
+    axis = runs[0].score_name if judged or runs[0].same_scale else runs[0].reward_axis
+    label = f"{name.capitalize()}, {axis}"
+    distinct = list({(spot.label, spot.x.mean): spot for spot in yardsticks}.values())
+    svg = charts.scatter([*spots, *distinct], x_label="KL to pretrained, nats", y_label=label) if spots else None
+    if svg is None:
+        return None
+    caption = (
+        "Bars: 95 % intervals. Open circles: the pretrained model, and best-of-N at its bound on the KL. "
+        "Up and left is better."
+    )
+    return Figure(svg, caption)

@@ -1,0 +1,198 @@
+"""The tables of a run's page, as plain records for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from difftilt.metrics.gap import AGREEMENT, ESS_FRACTION, INDEPENDENT_ESS
+
+from .facts import RunFacts
+from .rounding import Estimate, decimals, estimate, finite, fixed, share, significant
+from .sentences import gain, plus_minus
+
+TOP = 50
+KNOWN = ("reward", "judge", "position_frequencies")
+
+
+class Outcome(NamedTuple):
+    """A row of the result table."""
+
+    label: str
+    note: str
+    reward: Estimate | None
+    judge: Estimate | None
+    kl: str
+    emphasis: bool = False
+
+
+class Check(NamedTuple):
+    """One condition of a certified gap."""
+
+    label: str
+    value: str
+    needed: str
+    holds: bool
+
+
+class Comparison(NamedTuple):
+    """A property before and after tuning."""
+
+    label: str
+    note: str
+    before: Estimate | None
+    after: Estimate | None
+    shown: tuple[str, str]
+    places: int
+
+
+def outcomes(facts: RunFacts) -> list[Outcome]:
+    """Pretrained, tuned, the gain, and best-of-N at equal calls and at equal KL."""
+    before = facts.estimate("before", "reward"), facts.estimate("before", "judge")
+    after = facts.estimate("after", "reward"), facts.estimate("after", "judge")
+    if before[0] is None and after[0] is None:
+        return []
+    kl = plus_minus(facts.number("kl_nats", "mean"), facts.number("kl_nats", "error"))
+    rows = [
+        Outcome("Pretrained", "the model as it came", *before, "0"),
+        Outcome(f"Tuned, {facts.method}", "this run", *after, kl, emphasis=True),
+        Outcome("Gain", "tuned minus pretrained", gain(before[0], after[0]), gain(before[1], after[1]), ""),
+    ]
+    for key, label in (("equal_calls", "at equal oracle calls"), ("equal_kl", "at equal KL")):
+        n, wanted = facts.number("best_of_n", key, "n"), facts.number("best_of_n", key, "wanted")
+        if n is None:
+            continue
+        note = label
+        if wanted is not None and n < wanted:
+            pool = facts.number("best_of_n", "pool")
+            of = "the pool" if pool is None else f"the pool of {pool:,.0f}"
+            note = f"{label}; N = {wanted:,.0f} was due, cut by {of}, so the true yardstick is higher"
+        rows.append(
+            Outcome(
+                f"Best of {n:,.0f}",
+                note,
+                facts.estimate("best_of_n", key, "reward"),
+                facts.estimate("best_of_n", key, "judge"),
+                f"at most {significant(facts.number('best_of_n', key, 'kl_bound_nats'))}",
+            )
+        )
+    return rows
+
+
+def gap_checks(facts: RunFacts) -> list[Check]:
+    """The conditions under which the gap is certified, each with its number."""
+    gap = facts.get("gap")
+    if not isinstance(gap, Mapping):
+        return []
+    own, other = finite(gap.get("log_z_policy")), finite(gap.get("log_z_independent"))
+    errors = finite(gap.get("log_z_policy_error")) or 0.0, finite(gap.get("log_z_independent_error")) or 0.0
+    ess, independent = finite(gap.get("ess_fraction")), finite(gap.get("independent_ess"))
+    checks = [
+        Check(
+            "ESS of the policy's path weights",
+            share(ess),
+            f"at least {share(ESS_FRACTION)}",
+            (ess or 0) >= ESS_FRACTION,
+        ),
+        Check(
+            "ESS of the independent estimate",
+            significant(independent),
+            f"at least {INDEPENDENT_ESS:.0f}",
+            (independent or 0) >= INDEPENDENT_ESS,
+        ),
+    ]
+    if own is not None and other is not None:
+        allowed = AGREEMENT * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+        checks.append(
+            Check(
+                "difference of the two log Z",
+                f"{fixed(abs(own - other))} nats",
+                f"at most {AGREEMENT:.0f} s.e. = {fixed(allowed)}",
+                abs(own - other) <= allowed,
+            )
+        )
+    return checks
+
+
+def log_z_rows(facts: RunFacts) -> list[tuple[str, float | None, str]]:
+    """The two estimates of log Z and the one used: label, value and text in nats."""
+    rows = [
+        ("log Z, the policy's own rollouts", "log_z_policy", "log_z_policy_error"),
+        ("log Z, independent of the policy", "log_z_independent", "log_z_independent_error"),
+        ("log Z used (the larger)", "log_z", ""),
+    ]
+    found = [(label, facts.number("gap", key), facts.number("gap", error)) for label, key, error in rows]
+    return [(label, value, plus_minus(value, error) if error else fixed(value)) for label, value, error in found]
+
+
+def naturalness(facts: RunFacts) -> list[Comparison]:
+    """How the designs look before and after: known properties first, then whatever else the domain stored."""
+    three = partial(fixed, places=3)
+    named = [
+        ("unique_fraction", "Distinct designs", "share of all designs", share),
+        ("diversity", "Diversity", "letters in which two designs differ, share of positions", significant),
+        ("novelty", "Novelty", "letters to the nearest training sequence, mean", significant),
+        ("pretrained_log_likelihood", "Pretrained log-likelihood", "lower bound, nats per design, mean", significant),
+        ("kmer_correlation", "k-mer correlation", "with the training data; 1 = words used equally often", three),
+        ("feasible_fraction", "Feasible designs", "share that has a reward", share),
+    ]
+    keys = {key for key, *_ in named} | set(KNOWN)
+    stored = [table for when in ("before", "after") if isinstance(table := facts.get(when), Mapping)]
+    rest = [key for table in stored for key in table if key not in keys]
+    named += [(key, key.replace("_", " "), "", significant) for key in dict.fromkeys(rest)]
+    rows = []
+    for key, label, note, text in named:
+        before, after = (estimate(facts.get(when, key)) for when in ("before", "after"))
+        if before is not None or after is not None:
+            halves = [value.half_width for value in (before, after) if value is not None]
+            places = decimals(halves)
+            if any(halves):
+                text = partial(fixed, places=places)
+            shown = tuple(text(None if value is None else value.mean) for value in (before, after))
+            rows.append(Comparison(label, note, before, after, (shown[0], shown[1]), places))
+    return rows
+
+
+def top_designs(facts: RunFacts) -> tuple[list[dict[str, Any]], int]:
+    """The best distinct feasible designs by reward, with how often each occurs, and the number of distinct ones."""
+    distinct: dict[str, dict[str, Any]] = {}
+    for row in facts.samples.rows:
+        entry = distinct.setdefault(row["design"], {**row, "copies": 0})
+        entry["copies"] += 1
+    feasible = [row for row in distinct.values() if row.get("reward") is not None]
+    return sorted(feasible, key=lambda row: -row["reward"])[:TOP], len(distinct)
+
+
+def settings(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every table of ``config.toml`` but task and provenance, flattened."""
+    tables = {name: _flat(value) for name, value in facts.config.items() if isinstance(value, Mapping)}
+    loose = [(key, _setting(value)) for key, value in facts.config.items() if not isinstance(value, Mapping)]
+    ordered = sorted(
+        tables, key=lambda name: ("settings", "algorithm").index(name) if name in ("settings", "algorithm") else 2
+    )
+    found = [(name, tables[name]) for name in ordered if name not in ("task", "provenance")]
+    return [*found, *([("other", loose)] if loose else [])]
+
+
+def provenance(facts: RunFacts) -> list[tuple[str, str]]:
+    """What made the run."""
+    return _flat(facts.table("provenance"))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + str(key), _setting(value)))
+    return rows
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_setting(entry) for entry in value)
+    return repr(value) if isinstance(value, float) else str(value)

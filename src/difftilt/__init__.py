@@ -1,4 +1,4 @@
-"""Tilt any diffusion model toward a reward: :math:`p^*(x) \\propto p_{pre}(x) \\exp(r(x) / \\alpha)`.
+r"""Tilt any diffusion model toward a reward: :math:`p^*(x) \propto p_{pre}(x) \exp(r(x) / \alpha)`.
 
 The 90 % case::
 
@@ -28,7 +28,7 @@ _PUBLIC = {
     "Anchor": ("difftilt.core.algorithm", "Anchor"),
     "EnsembleReward": ("difftilt.rewards.ensemble", "EnsembleReward"),
 }
-__all__ = sorted(_PUBLIC)
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -267,9 +267,7 @@ class Pretraining:
             replicate = split_task(entry, load(entry.judge_set), seed=self.seed)
             rows, tokens, scores, test = replicate.judge, replicate.tokens, replicate.scores, replicate.test
         if len(rows) < 20:
-            raise DataError(
-                f"expected at least 20 scored designs for the {part}; got {len(rows)}; add a score column"
-            )
+            raise DataError(f"expected at least 20 scored designs for the {part}; got {len(rows)}; add a score column")
         mean, scale = scores[rows].mean().item(), scores[rows].std().item()
         spec = {**chosen, "vocabulary": codec.vocabulary, "length": codec.length}
         members = train_members(

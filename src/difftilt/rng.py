@@ -51,8 +51,8 @@ class Streams:
 def seeded_initialisation(seed: int) -> Iterator[None]:
     """Seed torch's global generator inside the block, where networks are built, and restore it after.
 
-    The one exception to "nothing seeds global state": torch's layers draw their initial weights from it, and dropout its
-    masks, and take no generator.
+    The one exception to "nothing seeds global state": torch's layers draw their initial weights from it, and dropout
+    its masks, and take no generator.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251

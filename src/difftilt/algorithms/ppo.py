@@ -4,7 +4,10 @@ Each denoising step is an action; all steps of a path share the advantage :math:
 :mod:`difftilt.algorithms.advantages`. With the ratio :math:`\rho_k = p_\theta(x_s|x_t) / p_{old}(x_s|x_t)`, the
 denominator *stored at rollout*:
 
-.. math:: L(\theta) = - \frac1B \sum_b \sum_{k} \min\big( \rho_k A_b,\; \mathrm{clip}(\rho_k, 1 - \epsilon, 1 + \epsilon) A_b \big)  (1)
+.. math::
+
+    L(\theta) = - \frac1B \sum_b \sum_{k}
+        \min\big( \rho_k A_b,\; \mathrm{clip}(\rho_k, 1 - \epsilon, 1 + \epsilon) A_b \big)          \qquad (1)
 
 At the first pass :math:`\rho = 1` and the gradient of (1) is the unbiased score-function gradient of the objective.
 An update may use a random subset of the K steps, scaled by K / n.
@@ -149,9 +152,7 @@ class PPO:
         self, state: TunedState, steps: Steps, advantage: Float[Tensor, " B"], paths: int
     ) -> tuple[Float[Tensor, " R"], Tensor]:
         log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
-        loss = ppo_loss(
-            log_prob, steps.log_prob, advantage[steps.path], clip=self.clip, scale=steps.scale, paths=paths
-        )
+        loss = ppo_loss(log_prob, steps.log_prob, advantage[steps.path], clip=self.clip, scale=steps.scale, paths=paths)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(state.parameters, self.max_gradient_norm)

@@ -1,15 +1,18 @@
 r"""Reward backpropagation: the pathwise gradient of the objective through the chain.
 
-.. math:: J(\theta) = E\Big[ r(x_0) - \sum_a w_a \sum_k KL\big( p_\theta(\cdot|x_t) \,\|\, p_a(\cdot|x_t) \big) \Big]   \qquad (1)
+.. math::
+
+    J(\theta) = E\Big[ r(x_0) - \sum_a w_a \sum_k KL\big( p_\theta(\cdot|x_t) \,\|\, p_a(\cdot|x_t) \big) \Big]
+    \qquad (1)
 
 with :math:`x_s` reparametrised, the KL in closed form, and the gradient flowing through every state. Exact for
-Gaussian steps. For tokens the states are straight-through Gumbel-softmax draws: hard tokens forward, the relaxed gradient
-at temperature tau backward. That gradient is *biased* even untruncated (0.5 nats at tau = 1, 0.006 at tau = 0.3 on a
-small chain), so tau is annealed; the logged reward is always that of the hard designs.
+Gaussian steps. For tokens the states are straight-through Gumbel-softmax draws: hard tokens forward, the relaxed
+gradient at temperature tau backward. That gradient is *biased* even untruncated (0.5 nats at tau = 1, 0.006 at tau =
+0.3 on a small chain), so tau is annealed; the logged reward is always that of the hard designs.
 
 Truncation drops the graph before the last K' steps (DRaFT-K), or before one random cut per trajectory (AlignProp); the
-cut is drawn once per trajectory. Each step is checkpointed: its network activations are recomputed in the backward pass,
-with the same noise, so memory grows with K only by the stored states.
+cut is drawn once per trajectory. Each step is checkpointed: its network activations are recomputed in the backward
+pass, with the same noise, so memory grows with K only by the stored states.
 
 References:
     Clark et al. 2023 (DRaFT), https://arxiv.org/abs/2309.17400; Prabhudesai et al. 2023 (AlignProp),
@@ -116,8 +119,9 @@ class RewardBackprop:
         tau = anneal(self.tau, self.tau_end, state.updates / max(1, self.tau_updates))
         cut = self._cuts(policy.steps, rng, policy.device)
         x_0, kl = differentiable_rollout(policy, self.batch, rng, state.references, tau=tau, cut=cut)
-        state.x_0 = x_0.detach().argmax(-1) if x_0.ndim == 3 else x_0.detach()
-        value = reward.on_probabilities(x_0[..., : policy.codec.vocabulary] if x_0.ndim == 3 else x_0).double()
+        tokens = x_0.ndim > 1 + len(policy.event_shape)
+        state.x_0 = x_0.detach().argmax(-1) if tokens else x_0.detach()
+        value = reward.on_probabilities(x_0[..., :-1] if tokens else x_0).double()
         loss = reward_backprop_loss(value, kl, state.weights)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()

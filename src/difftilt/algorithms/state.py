@@ -39,9 +39,7 @@ class TunedState:
         self.x_0: Tensor | None = None
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ConfigError(
-                "expected a policy with trainable parameters; got none; call policy.requires_grad_(True)"
-            )
+            raise ConfigError("expected a policy with trainable parameters; got none; call policy.requires_grad_(True)")
         groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": learning_rate}, *(extra or [])]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self.optimiser.param_groups]

@@ -14,9 +14,9 @@ from difftilt.types import Condition, Float, Tensor
 
 @dataclass(frozen=True)
 class Anchor:
-    """A reference policy and its weight in the objective, reward units per nat.
+    r"""A reference policy and its weight in the objective, reward units per nat.
 
-    With anchors :math:`(p_a, w_a)` an algorithm maximises :math:`E[r] - \\sum_a w_a KL(p_\\theta \\| p_a)`; the usual
+    With anchors :math:`(p_a, w_a)` an algorithm maximises :math:`E[r] - \sum_a w_a KL(p_\theta \| p_a)`; the usual
     case is one anchor, the pretrained policy with weight alpha.
     """
 
@@ -49,6 +49,11 @@ class State(Protocol):
 @runtime_checkable
 class Algorithm(Protocol):
     """A frozen dataclass of settings with two methods. ``step`` returns a frozen record of logged numbers."""
+
+    @property
+    def alpha(self) -> float:
+        """KL temperature, reward units per nat; used where no anchors are given."""
+        ...
 
     def init(self, policy: Policy, anchors: list[Anchor]) -> State:
         """Start tuning ``policy`` (in place) towards the tilted law of ``anchors``."""

@@ -64,9 +64,7 @@ class Policy(nn.Module, ModelHubMixin):
         self.card = dict(card or {})
         grid = uniform_grid(steps) if grid is None else grid.double()
         if grid[0] != 1 or grid[-1] != 0 or not (grid.diff() < 0).all():
-            raise ConfigError(
-                f"expected a grid of times decreasing from 1 to 0; got {grid.tolist()}; use uniform_grid"
-            )
+            raise ConfigError(f"expected a grid of times decreasing from 1 to 0; got {grid.tolist()}; use uniform_grid")
         self.register_buffer("grid", grid, persistent=False)
         self.register_buffer("fixed", fixed, persistent=False)
 
@@ -93,8 +91,9 @@ class Policy(nn.Module, ModelHubMixin):
         return x_1 if self.fixed is None else self.process.clamp(x_1, self.fixed)
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> Transition:
-        """The law of :math:`x_s` given ``x_t``; ``t`` and ``s`` are scalars or ``[B]``. Gradient flows to the denoiser
-        and, where defined, to ``x_t``.
+        """The law of :math:`x_s` given ``x_t``; ``t`` and ``s`` are scalars or ``[B]``.
+
+        Gradient flows to the denoiser and, where defined, to ``x_t``.
         """
         times = t.expand(x_t.shape[0]) if t.ndim == 0 else t
         return self.process.transition(self.denoiser(x_t, times, cond), x_t, t, s)
@@ -227,9 +226,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str) 
         expected = tuple(own[name].shape) if name in own else "no such tensor"
         came = tuple(weights[name].shape) if name in weights else "no such tensor"
         if expected != came:
-            raise StateError(
-                f"expected {expected} for '{name}' of '{where}'; got {came}; is it another model's file?"
-            )
+            raise StateError(f"expected {expected} for '{name}' of '{where}'; got {came}; is it another model's file?")
     network.load_state_dict(weights)
 
 

@@ -29,16 +29,17 @@ class Process(ABC):
 
     @abstractmethod
     def corrupt(self, x_0: Tensor, t: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw :math:`x_t \\sim q(x_t \\mid x_0)`: the noising law that pretraining inverts."""
+        r"""Draw :math:`x_t \sim q(x_t \mid x_0)`: the noising law that pretraining inverts."""
 
     @abstractmethod
     def transition(self, prediction: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Transition:
-        """The kernel :math:`p(x_s \\mid x_t)` of the K-step chain, given the network's ``prediction`` at ``t``."""
+        r"""The kernel :math:`p(x_s \mid x_t)` of the K-step chain, given the network's ``prediction`` at ``t``."""
 
     @abstractmethod
     def denoising_loss(self, prediction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Float[Tensor, " B"]:
-        """Pretraining loss per example at times ``t ~ U(0, 1)``; its mean is the objective. Gradient flows to the
-        prediction. Where the process says so it is a bound on :math:`-\\log p(x_0)` in nats.
+        r"""Pretraining loss per example at times ``t ~ U(0, 1)``; its mean is the objective.
+
+        Gradient flows to the prediction. Where the process says so it is a bound on :math:`-\log p(x_0)` in nats.
         """
 
     def clamp(self, x: Tensor, fixed: Tensor) -> Tensor:

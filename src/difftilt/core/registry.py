@@ -25,7 +25,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
 
     def add(cls: T) -> T:
         _PARTS.setdefault(kind, {})[name] = cls
-        cls.registered_name = name
+        cls.registered_name = name  # ty: ignore[unresolved-attribute]
         return cls
 
     return add

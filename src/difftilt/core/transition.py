@@ -35,7 +35,7 @@ class Transition(ABC):
 
     @abstractmethod
     def kl(self, other: Any) -> Float[Tensor, " B"]:
-        """Closed-form :math:`KL(self \\| other)` in nats, summed over the event; 0 iff the two laws agree.
+        r"""Closed-form :math:`KL(self \| other)` in nats, summed over the event; 0 iff the two laws agree.
 
         Gradient flows to both predictions. For a deterministic step it is 0 where the two agree and infinite
         elsewhere.

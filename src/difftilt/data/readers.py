@@ -92,8 +92,7 @@ def _read_csv(path: Path, *, tabs: bool) -> Table:
     _no_empty(designs, path, lines)
     comma = delimiter == ";"
     numbers = {
-        name: _column(values, name, path, lines, required=name == score, comma=comma)
-        for name, values in cells.items()
+        name: _column(values, name, path, lines, required=name == score, comma=comma) for name, values in cells.items()
     }
     return Table(path, designs, numbers, sequence, score, np.array(lines))
 

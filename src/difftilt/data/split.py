@@ -28,8 +28,9 @@ def cluster_split(
     """Split by cluster: no two designs within ``max_distance`` mismatches lie in different splits.
 
     Clusters are taken in an order drawn by hashing ``seed`` and their first sequence, and each goes to the split that
-    lacks the largest share of its rows, so that large clusters are spread over the splits like small ones. The outcome depends on the sequences and the seed, not on the order of the rows. Sizes are met up
-    to the size of the last clusters. Repeated sequences stay together.
+    lacks the largest share of its rows, so that large clusters are spread over the splits like small ones. The
+    outcome depends on the sequences and the seed, not on the order of the rows. Sizes are met up to the size of the
+    last clusters. Repeated sequences stay together.
 
     Args:
         sequences: equally long designs.

@@ -58,7 +58,7 @@ def _binding(data_set: str) -> Task:
     return Task(
         name="tfbind8" if default else data_set,
         domain="dna",
-        summary=f"all DNA 8-mers toward binding by {factor.split('_')[0]} (Barrera et al. 2016); the table is the reward",
+        summary=f"DNA 8-mers toward binding by {factor.split('_')[0]} (Barrera et al. 2016); the table is the reward",
         data_set=data_set,
         alphabet="ACGT",
         aliases={"U": "T"},

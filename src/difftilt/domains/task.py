@@ -55,15 +55,15 @@ class Task:
     """Steps K of the shipped chain."""
     denoiser: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
     """Network of p_pre; vocabulary and length are filled in."""
-    pretrain: PretrainConfig = PretrainConfig()
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """How p_pre is trained."""
     reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
     """Regressor of the reward."""
-    reward_training: RegressConfig = RegressConfig()
+    reward_training: RegressConfig = field(default_factory=RegressConfig)
     """How it is trained."""
     judge: Mapping[str, Any] = field(default_factory=lambda: {"type": "recurrent"})
     """Regressor of the judge."""
-    judge_training: RegressConfig = RegressConfig(seed=1)
+    judge_training: RegressConfig = field(default_factory=lambda: RegressConfig(seed=1))
     """How it is trained."""
     shipped: bool = True
     """Whether its models are in the zoo."""

@@ -5,8 +5,8 @@ replacement with probability
 
 .. math:: P(i) = \binom{i - 1}{N - 1} \Big/ \binom{M}{N}                                              \qquad (1)
 
-so that :math:`\sum_i P(i) g_i` is an unbiased estimate of the mean of any ``g`` (reward, judge) under best-of-N, with far
-less noise than drawing M / N groups once. Infeasible designs rank below all others.
+so that :math:`\sum_i P(i) g_i` is an unbiased estimate of the mean of any ``g`` (reward, judge) under best-of-N, with
+far less noise than drawing M / N groups once. Infeasible designs rank below all others.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@ r"""The optimality gap: how far, in nats, a policy is from the law it should sam
 
 With path weights :math:`w = 1_F \exp(r/\alpha - \sum_k l_k)` on rollouts of :math:`p_\theta`,
 
-.. math:: \text{gap} = \log \hat Z - E_F[\log w] - \log P_\theta(F) \;\approx\; KL\big( p_\theta(\text{path} | F) \,\|\, p^*(\text{path}) \big)  (1)
+.. math::
 
-an upper bound on :math:`KL(p_\theta(x_0|F) \| p^*(x_0))`. With log Z estimated from the same rollouts, (1) is never negative
-(Jensen) and is 0 for a policy that has collapsed to one design, so :math:`\hat Z` is the larger of that estimate and an
-independent one that does not look at :math:`p_\theta`. The gap is *certified* only if both can be trusted and agree.
+    \text{gap} = \log \hat Z - E_F[\log w] - \log P_\theta(F)
+        \;\approx\; KL\big( p_\theta(\text{path} | F) \,\|\, p^*(\text{path}) \big)                      \qquad (1)
+
+an upper bound on :math:`KL(p_\theta(x_0|F) \| p^*(x_0))`. With log Z estimated from the same rollouts, (1) is never
+negative (Jensen) and is 0 for a policy that has collapsed to one design, so :math:`\hat Z` is the larger of that
+estimate and an independent one that does not look at :math:`p_\theta`. The gap is *certified* only if both can be
+trusted and agree.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ class Gap:
     independent_ess: float
     """Effective sample size of the independent estimate."""
     feasible_fraction: float
-    """:math:`P_\\theta(F)`."""
+    r""":math:`P_\theta(F)`."""
     certified: bool
     """Whether the number can be trusted."""
     reason: str
@@ -61,7 +65,7 @@ class Gap:
 def log_path_weight(
     reward: Float[Tensor, " B"], path_log_ratio: Float[Tensor, " B"], *, alpha: float
 ) -> Float[Tensor, " B"]:
-    """:math:`\\log w`, nats; ``-inf`` where infeasible (NaN reward)."""
+    r""":math:`\log w`, nats; ``-inf`` where infeasible (NaN reward)."""
     return torch.where(reward.isnan(), -torch.inf, reward / alpha - path_log_ratio)
 
 

@@ -2,7 +2,10 @@ r"""An estimate of log Z that does not look at the tuned policy: tempered sequen
 
 Particles are whole paths. Their law moves from p_pre to the tilted path law through
 
-.. math:: \pi_\beta(\text{path}) \propto p_{pre}(\text{path}) \exp(\beta r(x_0) / \alpha), \qquad 0 = \beta_0 < \dots < \beta_T = 1
+.. math::
+
+    \pi_\beta(\text{path}) \propto p_{pre}(\text{path}) \exp(\beta r(x_0) / \alpha), \quad 0 = \beta_0 < \dots <
+    \beta_T = 1
 
 At each stage weights :math:`e^{(\beta' - \beta) r / \alpha}` are averaged into
 
@@ -10,8 +13,8 @@ At each stage weights :math:`e^{(\beta' - \beta) r / \alpha}` are averaged into
 
 paths are resampled, and each is moved by restarts that leave :math:`\pi_\beta` exactly invariant: keep the path up to a
 random step, run the rest again under p_pre, accept with probability :math:`\min(1, e^{\beta (r' - r) / \alpha})`. The
-next beta keeps the effective sample size at half of N (this choice gives up exact unbiasedness). Particles are split into
-independent groups, whose spread gives the standard error.
+next beta keeps the effective sample size at half of N (this choice gives up exact unbiasedness). Particles are split
+into independent groups, whose spread gives the standard error.
 
 Infeasible designs have weight exactly 0 from the first stage on: (1) then starts with log P_pre(F).
 
@@ -152,7 +155,5 @@ def systematic(log_weight: Float[Tensor, " N"], rng: torch.Generator) -> Int[Ten
     """Systematic resampling: ``N`` parents, each expected in proportion to its weight."""
     n = log_weight.shape[0]
     edges = log_weight.softmax(0).cumsum(0)
-    u = (
-        torch.rand((), generator=rng, device=rng.device, dtype=torch.float64) + torch.arange(n, device=rng.device)
-    ) / n
+    u = (torch.rand((), generator=rng, device=rng.device, dtype=torch.float64) + torch.arange(n, device=rng.device)) / n
     return torch.searchsorted(edges, u).clamp(max=n - 1)

@@ -50,7 +50,7 @@ class ConvRegressor(nn.Module):
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Float[Tensor, " B"]:
-        """Standardised prediction; ``x`` is ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
+        """Standardised prediction of ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
         h = self.dropout(self.tower(self.embed(x).transpose(1, 2)))
         h = self.dropout(F.relu(self.squeeze(h)).flatten(1))
         return self.head(self.dropout(F.relu(self.hidden(h))))[:, 0]
@@ -84,7 +84,7 @@ class RecurrentRegressor(nn.Module):
         self.head = nn.Sequential(nn.Linear(6 * width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1))
 
     def forward(self, x: Tensor) -> Float[Tensor, " B"]:
-        """Standardised prediction; ``x`` is ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
+        """Standardised prediction of ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
         h = self.dropout(self.tower(self.embed(x).transpose(1, 2))).transpose(1, 2)
         states, last = self.gru(h)
         summary = torch.cat([last[0], last[1], states.mean(1), states.amax(1)], dim=-1)

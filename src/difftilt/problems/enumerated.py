@@ -202,9 +202,7 @@ class EnumeratedChain:
                     total = total + expected_fraction(reveal) * occupancy[self.levels[m]] @ kl
             return total
 
-    def soft_values(
-        self, reference: TokenLaws, reward: Float[Tensor, " N"], *, alpha: float
-    ) -> Float[Tensor, "K1 S"]:
+    def soft_values(self, reference: TokenLaws, reward: Float[Tensor, " N"], *, alpha: float) -> Float[Tensor, "K1 S"]:
         """Equation (4), reward units, noisiest time first, of the states that can be visited then; NaN elsewhere.
 
         Args:

@@ -78,7 +78,7 @@ class TabularDenoiser(nn.Module):
 
 @register("denoiser", "corrected")
 class CorrectedDenoiser(nn.Module):
-    r"""A frozen table plus a small trained network: :math:`\text{logits}(x_t) = T(x_t) + f_\theta(x_t)`, f = 0 at the start.
+    r"""A frozen table plus a small trained network: logits :math:`T(x_t) + f_\theta(x_t)`, with f = 0 at the start.
 
     The network shares what it learns between states, as a real denoiser does, while the start is exact.
 
@@ -94,12 +94,12 @@ class CorrectedDenoiser(nn.Module):
         super().__init__()
         self.hidden = hidden
         self.table = TabularDenoiser(vocabulary, length)
+        last = nn.Linear(hidden, length * vocabulary)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.network = nn.Sequential(
-            nn.Linear(length * (vocabulary + 1), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, length * vocabulary),
-        )  # fmt: skip
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+            nn.Linear(length * (vocabulary + 1), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
+        )
 
     def requires_grad_(self, requires_grad: bool = True) -> CorrectedDenoiser:
         """Switch the network's gradients; the table stays frozen."""
@@ -111,7 +111,7 @@ class CorrectedDenoiser(nn.Module):
         """Logits; ``x_t`` is ``[B, L]`` tokens or ``[B, L, V + 1]`` relaxed tokens."""
         table = self.table(x_t, t, cond)
         one_hot = F.one_hot(x_t, self.table.vocabulary + 1) if x_t.ndim == 2 else x_t
-        return table + self.network(one_hot.flatten(1).to(self.network[0].weight.dtype)).view_as(table)
+        return table + self.network(one_hot.flatten(1).float()).view_as(table)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -126,9 +126,11 @@ def corrected(policy: Policy, *, hidden: int = 256, seed: int = 0) -> Policy:
         hidden: width of the network.
         seed: of its initial weights.
     """
+    table = policy.denoiser
+    assert isinstance(table, TabularDenoiser)
     with seeded_initialisation(seed):
-        denoiser = CorrectedDenoiser(*policy.denoiser.config().values(), hidden=hidden)
-    denoiser.table.load_state_dict(policy.denoiser.state_dict())
+        denoiser = CorrectedDenoiser(table.vocabulary, table.length, hidden=hidden)
+    denoiser.table.load_state_dict(table.state_dict())
     tuned = Policy(denoiser, policy.process, policy.codec, policy.event_shape, grid=policy.grid, fixed=policy.fixed)
     denoiser.requires_grad_(True)
     return tuned

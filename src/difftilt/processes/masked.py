@@ -74,8 +74,9 @@ class Masked(Process):
         return torch.where(noise < t.reshape(-1, 1), self.mask, x_0)
 
     def transition(self, prediction: Float[Tensor, "B L V"], x_t: Tensor, t: Tensor, s: Tensor) -> MaskedStep:
-        """The kernel (1); ``prediction`` are the logits of the token laws, ``x_t`` tokens ``[B, L]`` or a state made by
-        :meth:`MaskedStep.relax`, ``[B, L, V + 1]``.
+        """The kernel (1); ``prediction`` are the logits of the token laws.
+
+        ``x_t`` are tokens ``[B, L]`` or a state made by :meth:`MaskedStep.relax`, ``[B, L, V + 1]``.
         """
         return MaskedStep(prediction, x_t, s / t, self.reveal)
 

@@ -1,7 +1,7 @@
 """Any Python function from a list of designs to numbers, as a reward.
 
-``None``, NaN and infinities mean infeasible. If the function raises on a batch it is retried one design at a time, and a
-design that raises is infeasible with that reason. It is an error if every design fails, unless these are a few
+``None``, NaN and infinities mean infeasible. If the function raises on a batch it is retried one design at a time, and
+a design that raises is infeasible with that reason. It is an error if every design fails, unless these are a few
 designs of a function that has scored others: a service that is down should stop a run, an odd design should not.
 """
 

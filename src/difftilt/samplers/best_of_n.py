@@ -7,8 +7,8 @@ The yardstick of every result: no training, and it spends at most
 Equality holds where no two designs have equal reward. Infeasible designs are never kept unless all N are.
 
 References:
-    Stiennon et al. 2020, https://arxiv.org/abs/2009.01325 (the bound is in its appendix); Beirami et al. 2024 (that it is
-    an upper bound), https://arxiv.org/abs/2401.01879.
+    Stiennon et al. 2020, https://arxiv.org/abs/2009.01325 (the bound is in its appendix); Beirami et al. 2024 (that it
+    is an upper bound), https://arxiv.org/abs/2401.01879.
 """
 
 from __future__ import annotations

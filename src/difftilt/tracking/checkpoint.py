@@ -73,7 +73,8 @@ def load_checkpoint(folder: Path, step: int | None = None) -> tuple[int, dict[st
         others = [s for s in steps if s != step]
         remedy = f"delete that folder to continue from step {others[-1]}" if others else "start the run again"
         raise StateError(
-            f"expected a complete checkpoint at '{path}'; got {type(error).__name__}: {str(error).splitlines()[0]}; {remedy}"
+            f"expected a complete checkpoint at '{path}'; got {type(error).__name__}: "
+            f"{(str(error).splitlines() or ['empty'])[0]}; {remedy}"
         ) from error
 
 

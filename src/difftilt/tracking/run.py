@@ -1,7 +1,7 @@
 """A run is a folder of plain files; whatever is reported can be read from it.
 
-``config.toml`` (resolved settings and provenance), ``metrics.jsonl`` (one object per step), ``oracle.jsonl`` (every paid
-call), ``checkpoints/<step>/``, ``samples.csv``, ``evaluation.json``, ``report.html``.
+``config.toml`` (resolved settings and provenance), ``metrics.jsonl`` (one object per step), ``oracle.jsonl`` (every
+paid call), ``checkpoints/<step>/``, ``samples.csv``, ``evaluation.json``, ``report.html``.
 """
 
 from __future__ import annotations

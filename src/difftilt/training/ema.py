@@ -1,4 +1,6 @@
-r"""Exponential moving average of parameters, :math:`\bar\theta \leftarrow \lambda_k \bar\theta + (1 - \lambda_k) \theta`.
+r"""Exponential moving average of parameters.
+
+.. math:: \bar\theta \leftarrow \lambda_k \bar\theta + (1 - \lambda_k) \theta                            \qquad (1)
 
 The decay warms up as :math:`\lambda_k = \min(\lambda, (1 + k) / (10 + k))`, so that early averages forget the
 initialisation.
@@ -11,11 +13,11 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Average of a module's parameters.
+    r"""Average of a module's parameters.
 
     Args:
         module: whose parameters to follow.
-        decay: the limit :math:`\\lambda`; 0 follows the parameters exactly.
+        decay: the limit :math:`\lambda`; 0 follows the parameters exactly.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

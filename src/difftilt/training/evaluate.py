@@ -108,9 +108,7 @@ def evaluate(
     rng = Streams(seed, tuned.device)("evaluate")
     before = draw(pretrained, pretrained, reward, judge, pool, rng)
     after = draw(tuned, pretrained, reward, judge, designs, rng)
-    own = from_samples(
-        log_path_weight(before.reward, torch.zeros_like(before.reward), alpha=alpha), oracle_calls=pool
-    )
+    own = from_samples(log_path_weight(before.reward, torch.zeros_like(before.reward), alpha=alpha), oracle_calls=pool)
     chosen = own if independent is None or own.ess > independent.ess else independent
     gap = optimality_gap(log_path_weight(after.reward, after.path_log_ratio, alpha=alpha), chosen)
     feasible = ~after.reward.isnan()

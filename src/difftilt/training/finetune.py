@@ -64,8 +64,9 @@ class FinetuneResult:
 
 
 def adapt_alpha(alpha: float, kl: float, budget: float) -> float:
-    r"""One step of the KL controller, :math:`\alpha \leftarrow \alpha\, e^{\eta\,\mathrm{clip}((KL - B)/B, -1, 1)}`,
-    with eta = 0.1: alpha grows while more than the budget ``B`` is spent.
+    r"""One step of the KL controller: alpha grows while more than the budget ``B`` is spent, at rate eta = 0.1.
+
+    .. math:: \alpha \leftarrow \alpha\, e^{\eta\,\mathrm{clip}((KL - B)/B, -1, 1)}
     """
     return alpha * math.exp(0.1 * max(-1.0, min(1.0, (kl - budget) / budget)))
 
@@ -142,7 +143,7 @@ def finetune(
             "alpha": alpha,
             **info,
         }
-        if judge is not None and (step % loop.judge_every == 0 or step == loop.steps):
+        if judge is not None and state.x_0 is not None and (step % loop.judge_every == 0 or step == loop.steps):
             record["judge"] = score(judge, tuned.codec, state.x_0).mean
         if log_z is not None and loop.kl_budget is None:
             record["gap_nats"] = log_z - (record["reward"] / alpha - record["kl_nats"])

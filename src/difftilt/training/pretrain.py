@@ -67,9 +67,9 @@ def learning_rate_factor(update: int, total: int) -> float:
 def denoising_bounds(
     denoiser: nn.Module, process: Process, x_0: Tensor, rng: torch.Generator, *, draws: int = 8, batch: int = 512
 ) -> Float[Tensor, " N"]:
-    """Denoising loss of each design, float64, times stratified over (0, 1].
+    r"""Denoising loss of each design, float64, times stratified over (0, 1].
 
-    For masked diffusion this is an unbiased estimate of an upper bound on :math:`-\\log p(x_0)`, nats.
+    For masked diffusion this is an unbiased estimate of an upper bound on :math:`-\log p(x_0)`, nats.
 
     Args:
         denoiser: the network, used as it is (put it in eval mode).
@@ -137,9 +137,7 @@ def pretrain(
             group["lr"] = config.learning_rate * learning_rate_factor(update, config.updates)
         rng = streams("train")
         rows = torch.randint(train.shape[0], (config.batch,), generator=rng, device=device)
-        t = (
-            torch.rand(1, generator=rng, device=device) + torch.arange(config.batch, device=device) / config.batch
-        ) % 1
+        t = (torch.rand(1, generator=rng, device=device) + torch.arange(config.batch, device=device) / config.batch) % 1
         t = t.clamp(min=1e-3)
         x_t = process.corrupt(train[rows], t, rng)
         loss = process.denoising_loss(denoiser(x_t, t, None), train[rows], x_t, t).mean()
@@ -172,8 +170,9 @@ def pretrain(
             running, count = torch.zeros((), device=device), 0
             if folder is not None:
                 state = {
-                    "denoiser": denoiser.state_dict(), "optimiser": optimiser.state_dict(), "average": average.state_dict(),
-                    "streams": streams.state_dict(), "best": best, "history": history, "seconds": seconds,
+                    "denoiser": denoiser.state_dict(), "optimiser": optimiser.state_dict(),
+                    "average": average.state_dict(), "streams": streams.state_dict(), "best": best, "history":
+                    history, "seconds": seconds,
                 }  # fmt: skip
                 save_checkpoint(folder, done, state)
             if on_update is not None:

@@ -231,13 +231,14 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str) 
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """A model card in Markdown: the facts in ``card``, one section for each nested table."""
+    """A model card in Markdown: the facts in ``card``, one section for each nested table; lists are left out."""
     lines = ["---", "library_name: difftilt", "tags: [difftilt, diffusion]", "---", ""]
     lines += [f"# {card.get('name', 'difftilt model')}", "", str(card.get("summary", "")), ""]
     for key, value in card.items():
-        if isinstance(value, dict):
-            lines += [f"## {key.replace('_', ' ').capitalize()}", ""]
-            lines += [f"- {name.replace('_', ' ')}: {entry}" for name, entry in value.items()] + [""]
-        elif key not in ("name", "summary"):
+        if not isinstance(value, dict | list) and key not in ("name", "summary"):
             lines.append(f"- {key.replace('_', ' ')}: {value}")
+    for key, value in card.items():
+        if isinstance(value, dict):
+            lines += ["", f"## {key.replace('_', ' ').capitalize()}", ""]
+            lines += [f"- {name.replace('_', ' ')}: {entry}" for name, entry in value.items()]
     return "\n".join(lines) + "\n"

@@ -43,6 +43,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"expected a settings file '{path}'; got no such file; check the path") from error
+    except OSError as error:
+        raise ConfigError(f"expected a settings file '{path}'; got '{error.strerror}'; check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected TOML in '{path}'; got {error}; correct that line") from error
 

@@ -13,8 +13,8 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import score
 from difftilt.core.trajectory import rollout
-from difftilt.metrics.gap import Gap, log_path_weight, optimality_gap
-from difftilt.metrics.log_z import LogZ, from_samples, systematic, tempered_log_z
+from difftilt.metrics.gap import Gap, optimality_gap
+from difftilt.metrics.log_z import LogZ, from_samples, log_path_weight, systematic, tempered_log_z
 from difftilt.problems.landscapes import TableReward, corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem
 

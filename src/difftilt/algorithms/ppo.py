@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from difftilt.algorithms.advantages import Steps, centred_advantage, choose_steps, path_return
-from difftilt.algorithms.state import TunedState
+from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
@@ -112,6 +112,7 @@ class PPO:
 
     def init(self, policy: Policy, anchors: list[Anchor]) -> TunedState:
         """Start tuning ``policy`` in place."""
+        check_settings(self)
         return TunedState(policy, anchors, learning_rate=self.learning_rate)
 
     def step(self, state: TunedState, reward: Reward, rng: torch.Generator) -> PPOInfo:

@@ -28,10 +28,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.algorithms.state import TunedState
+from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward
+from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.core.schedule import anneal
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.types import Float, Int, Tensor
@@ -50,7 +50,8 @@ class RewardBackpropInfo:
     gradient_norm: float
     """Before clipping."""
     network_evaluations: int
-    """Denoiser passes, counted per design and step (forward of policy and references)."""
+    """Denoiser passes, counted per design and step: policy and references, and both again where the backward pass
+    recomputes a step."""
     oracle_calls: int
     """Designs scored."""
 
@@ -102,13 +103,15 @@ class RewardBackprop:
 
     def init(self, policy: Policy, anchors: list[Anchor]) -> TunedState:
         """Start tuning ``policy`` in place."""
+        check_settings(self)
         return TunedState(policy, anchors, learning_rate=self.learning_rate)
 
-    def step(self, state: TunedState, reward: DifferentiableReward, rng: torch.Generator) -> RewardBackpropInfo:
+    def step(self, state: TunedState, reward: Reward, rng: torch.Generator) -> RewardBackpropInfo:
         """One differentiable rollout and one optimiser step.
 
         Raises:
-            UnsupportedError: the reward cannot be differentiated.
+            UnsupportedError: the reward cannot be differentiated, or some design is infeasible: a pathwise gradient
+                does not see how the feasible set is entered or left.
         """
         if not isinstance(reward, DifferentiableReward):
             raise UnsupportedError(
@@ -121,7 +124,13 @@ class RewardBackprop:
         x_0, kl = differentiable_rollout(policy, self.batch, rng, state.references, tau=tau, cut=cut)
         tokens = x_0.ndim > 1 + len(policy.event_shape)
         state.x_0 = x_0.detach().argmax(-1) if tokens else x_0.detach()
-        value = reward.on_probabilities(x_0[..., :-1] if tokens else x_0).double()
+        value = reward.on_probabilities(x_0[..., :-1] if tokens else x_0).to(kl)
+        lost = int((~value.isfinite()).sum())
+        if lost:
+            raise UnsupportedError(
+                f"expected a finite reward for every design; got {lost} of {self.batch} infeasible, where there is no "
+                "pathwise gradient; use --algorithm ppo or trajectory_balance"
+            )
         loss = reward_backprop_loss(value, kl, state.weights)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -133,7 +142,7 @@ class RewardBackprop:
             kl_nats=kl[0].mean().item(),
             tau=tau,
             gradient_norm=norm.item(),
-            network_evaluations=policy.steps * self.batch * (1 + len(state.anchors)),
+            network_evaluations=(2 * policy.steps - int(cut.min())) * self.batch * (1 + len(state.anchors)),
             oracle_calls=self.batch,
         )
 

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import torch
 
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
-from difftilt.errors import ConfigError, StateError
+from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.types import Float, Tensor
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse numbers that no algorithm can use.
+
+    Raises:
+        ConfigError: one is not positive (``feasibility_weight``: negative), or there are more minibatches than paths.
+    """
+    for name, value in dataclasses.asdict(settings).items():
+        if name == "alpha" or isinstance(value, bool) or not isinstance(value, int | float):
+            continue  # alpha is checked as the anchors' weight
+        zero = name == "feasibility_weight"
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise ConfigError(f"expected {name} {'0 or more' if zero else 'above 0'}; got {value}; correct it")
+    if getattr(settings, "minibatches", 1) > settings.batch:
+        raise ConfigError(
+            f"expected at most as many minibatches as paths, {settings.batch}; got {settings.minibatches}; lower it"
+        )
 
 
 class TunedState:
@@ -20,6 +40,10 @@ class TunedState:
         anchors: reference policies and their weights; at least one, all weights positive.
         learning_rate: of Adam.
         extra: further parameters to train, each with its own learning rate.
+
+    Raises:
+        ConfigError: a weight is not positive, or no parameter can be trained.
+        UnsupportedError: a step has no noise. Its KL is 0 or infinite, so tuning it would be free of charge.
     """
 
     def __init__(
@@ -35,7 +59,13 @@ class TunedState:
             raise ConfigError(
                 f"expected alpha > 0 for every anchor; got {came}; the tilted law needs a positive temperature"
             )
-        self.policy, self.anchors, self.updates = policy.eval(), anchors, 0
+        silent = sum(policy.process.noiseless(t, s) for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True))
+        if silent:
+            raise UnsupportedError(
+                f"expected noise in every step, so that its KL can be charged; got {silent} of {policy.steps} steps "
+                "without; give the process sigma_min > 0"
+            )
+        self.policy, self.anchors, self.updates = policy.eval(), list(anchors), 0
         self.x_0: Tensor | None = None
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters:

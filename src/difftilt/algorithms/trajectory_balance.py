@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from difftilt.algorithms.advantages import centred_advantage, choose_steps, path_return
-from difftilt.algorithms.state import TunedState
+from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, Scores, score
@@ -128,6 +128,7 @@ class TrajectoryBalance:
 
     def init(self, policy: Policy, anchors: list[Anchor]) -> TrajectoryBalanceState:
         """Start tuning ``policy`` in place."""
+        check_settings(self)
         return TrajectoryBalanceState(
             policy, anchors, learning_rate=self.learning_rate, log_z_learning_rate=self.log_z_learning_rate
         )

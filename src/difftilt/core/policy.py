@@ -168,7 +168,7 @@ class Policy(nn.Module, ModelHubMixin):
         except DiffTiltError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _unreadable(str(pretrained_model_name_or_path), error) from error
+            raise unreadable(str(pretrained_model_name_or_path), error) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Policy:
@@ -209,10 +209,11 @@ def read_parts(model_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str, Ten
     try:
         return json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])
     except Exception as error:
-        raise _unreadable(model_id, error) from error
+        raise unreadable(model_id, error) from error
 
 
-def _unreadable(model_id: str, error: Exception) -> StateError:
+def unreadable(model_id: str, error: Exception) -> StateError:
+    """The error for a model folder or repository that cannot be loaded."""
     return StateError(
         f"expected a model folder with {CONFIG} and {WEIGHTS} at '{model_id}'; got {type(error).__name__}: "
         f"{(str(error).splitlines() or [''])[0]}; check the path, or copy the folder again"

@@ -23,6 +23,9 @@ class Process(ABC):
     """Whether :math:`x_1` tells (next to) nothing about :math:`x_0`, so that tilting the kernels alone reaches the
     tilted law (theory: the initial law)."""
 
+    bounds_likelihood: bool = False
+    """Whether the mean of :meth:`denoising_loss` bounds :math:`-\\log p(x_0)` from above, in nats."""
+
     @abstractmethod
     def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Draw :math:`x_1` of ``shape = (B, *event)`` on the generator's device."""
@@ -39,8 +42,12 @@ class Process(ABC):
     def denoising_loss(self, prediction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Float[Tensor, " B"]:
         r"""Pretraining loss per example at times ``t ~ U(0, 1)``; its mean is the objective.
 
-        Gradient flows to the prediction. Where the process says so it is a bound on :math:`-\log p(x_0)` in nats.
+        Gradient flows to the prediction. Where :attr:`bounds_likelihood` it is a bound on :math:`-\log p(x_0)` in nats.
         """
+
+    def noiseless(self, t: Tensor, s: Tensor) -> bool:
+        """Whether the step ``t -> s`` has no density, whatever the prediction: its KL is 0 or infinite."""
+        return False
 
     def clamp(self, x: Tensor, fixed: Tensor) -> Tensor:
         """Impose held-fixed components on a state before the first step.

@@ -62,13 +62,6 @@ class Gap:
         return "certified" if self.certified else f"not certified: {self.reason}"
 
 
-def log_path_weight(
-    reward: Float[Tensor, " B"], path_log_ratio: Float[Tensor, " B"], *, alpha: float
-) -> Float[Tensor, " B"]:
-    r""":math:`\log w`, nats; ``-inf`` where infeasible (NaN reward)."""
-    return torch.where(reward.isnan(), -torch.inf, reward / alpha - path_log_ratio)
-
-
 def optimality_gap(log_weight: Float[Tensor, " N"], independent: LogZ) -> Gap:
     """Equation (1) from the log path weights of ``N`` rollouts and an independent estimate of log Z."""
     feasible = log_weight[~torch.isneginf(log_weight)].double()

@@ -1,6 +1,8 @@
-r"""An estimate of log Z that does not look at the tuned policy: tempered sequential Monte Carlo on paths of p_pre.
+r"""Estimates of log Z that do not look at the tuned policy.
 
-Particles are whole paths. Their law moves from p_pre to the tilted path law through
+Where the tilt is mild, plain samples of p_pre do: :math:`\hat Z = \frac1N \sum_n e^{r_n / \alpha}`, unbiased, at one
+reward call each. Where their effective sample size is too small, tempered sequential Monte Carlo on paths of p_pre
+takes over. Its particles are whole paths. Their law moves from p_pre to the tilted path law through
 
 .. math::
 
@@ -25,15 +27,17 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.core.stats import effective_sample_size, log_mean_exp
-from difftilt.core.trajectory import rollout
+from difftilt.core.trajectory import rollout, sample_states
 from difftilt.types import Float, Int, Tensor
+
+GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,53 @@ class LogZ:
     """Denoiser passes, counted per design and step."""
 
 
+def log_path_weight(
+    reward: Float[Tensor, " B"], path_log_ratio: Float[Tensor, " B"], *, alpha: float
+) -> Float[Tensor, " B"]:
+    r""":math:`\log w = r / \alpha - \sum_k l_k`, nats; ``-inf`` where infeasible (NaN reward)."""
+    return torch.where(reward.isnan(), -torch.inf, reward / alpha - path_log_ratio)
+
+
 def from_samples(log_weight: Float[Tensor, " N"], *, oracle_calls: int = 0, network_evaluations: int = 0) -> LogZ:
     """Plain importance sampling: log mean weight, delta-method error, and the weights' effective sample size."""
     n, ess = log_weight.shape[0], effective_sample_size(log_weight).item()
     error = math.sqrt(max(0.0, n / ess - 1) / n) if ess > 0 else math.inf
     return LogZ(log_mean_exp(log_weight).item(), error, ess, oracle_calls, network_evaluations)
+
+
+def independent_log_z(
+    policy: Policy,
+    reward: Reward,
+    rng: torch.Generator,
+    *,
+    alpha: float,
+    samples: int = 8192,
+    enough: float = 100.0,
+) -> LogZ:
+    """Log Z from plain samples of ``policy``, or by tempering where these are worth too little.
+
+    Args:
+        policy: p_pre.
+        reward: scored on every sample.
+        rng: noise source.
+        alpha: KL temperature, reward units per nat.
+        samples: plain samples; the tempered estimate takes an eighth as many particles.
+        enough: effective sample size at which plain samples will do.
+    """
+    x_0 = sample_states(policy, samples, rng)
+    value = score(reward, policy.codec, x_0).value
+    log_weight = log_path_weight(value, torch.zeros_like(value), alpha=alpha)
+    plain = from_samples(log_weight, oracle_calls=samples, network_evaluations=samples * policy.steps)
+    particles = samples // 8 // GROUPS * GROUPS
+    if plain.ess >= enough or not particles:
+        return plain
+    tempered = tempered_log_z(policy, reward, rng, alpha=alpha, particles=particles)
+    best = max(plain, tempered, key=lambda estimate: estimate.ess)
+    return replace(
+        best,
+        oracle_calls=plain.oracle_calls + tempered.oracle_calls,
+        network_evaluations=plain.network_evaluations + tempered.network_evaluations,
+    )
 
 
 def tempered_log_z(
@@ -66,7 +112,7 @@ def tempered_log_z(
     *,
     alpha: float,
     particles: int = 1024,
-    groups: int = 8,
+    groups: int = GROUPS,
     moves: int = 6,
     ess_fraction: float = 0.5,
 ) -> LogZ:

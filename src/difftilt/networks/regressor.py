@@ -86,7 +86,8 @@ class RecurrentRegressor(nn.Module):
     def forward(self, x: Tensor) -> Float[Tensor, " B"]:
         """Standardised prediction of ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
         h = self.dropout(self.tower(self.embed(x).transpose(1, 2))).transpose(1, 2)
-        states, last = self.gru(h)
+        with torch.backends.cudnn.flags(enabled=self.training or not h.requires_grad):  # cuDNN has no eval gradient
+            states, last = self.gru(h)
         summary = torch.cat([last[0], last[1], states.mean(1), states.amax(1)], dim=-1)
         return self.head(self.dropout(summary))[:, 0]
 

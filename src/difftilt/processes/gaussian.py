@@ -228,6 +228,11 @@ class Gaussian(Process):
         mean = _per_row(state, x_t) * x_t + _per_row(network, x_t) * prediction
         return GaussianStep(mean, std.clamp(min=self.sigma_min))
 
+    def noiseless(self, t: Tensor, s: Tensor) -> bool:
+        """Whether the step has std 0: DDIM with ``eta = 0``, or the last step, both with ``sigma_min = 0``."""
+        anywhere = torch.zeros(1, 1, device=t.device)
+        return not self.transition(anywhere, anywhere, t, s).has_density
+
     def _solve(self, alpha: Tensor, sigma: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         r"""Coefficients of ``(x_t, prediction)`` in :math:`\hat x_0` and in :math:`\hat\epsilon`."""
         zero, one, norm = torch.zeros_like(alpha), torch.ones_like(alpha), alpha**2 + sigma**2

@@ -11,8 +11,9 @@ from huggingface_hub import ModelHubMixin
 from torch import nn
 
 from difftilt.core.codec import Codec
-from difftilt.core.policy import card_text, load_weights, read_parts, save_parts
+from difftilt.core.policy import card_text, load_weights, read_parts, save_parts, unreadable
 from difftilt.core.registry import construct, describe
+from difftilt.errors import DiffTiltError
 from difftilt.types import Float, Tensor
 
 
@@ -53,8 +54,8 @@ class EnsembleReward(nn.Module, ModelHubMixin):
         return torch.cat([self.forward(part) for part in x.to(device).split(1024)])
 
     def on_probabilities(self, p: Float[Tensor, "B L V"]) -> Float[Tensor, " B"]:
-        """Reward of relaxed tokens. Gradient flows to ``p``."""
-        return self.forward(p)
+        """Reward of relaxed tokens, whatever their precision and device. Gradient flows to ``p``."""
+        return self.forward(p.to(next(self.parameters())))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {
@@ -73,6 +74,20 @@ class EnsembleReward(nn.Module, ModelHubMixin):
         from huggingface_hub import ModelCard
 
         return ModelCard(card_text(self.card))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> EnsembleReward:
+        """Load a model folder or Hub repository.
+
+        Raises:
+            StateError: it is missing, truncated, not ours, or holds other tensors than its config says.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except DiffTiltError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise unreadable(str(pretrained_model_name_or_path), error) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **hub: Any) -> EnsembleReward:

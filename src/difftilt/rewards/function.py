@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.errors import ConfigError, OracleError, nearest
 from difftilt.types import Float, Tensor
 
@@ -87,16 +88,20 @@ class FunctionReward:
         return answers
 
     def _checked(self, answers: Any, expected: int) -> list[Any]:
-        if isinstance(answers, str | bytes | dict | set | frozenset) or not hasattr(answers, "__len__"):
+        try:
+            if isinstance(answers, str | bytes | dict | set | frozenset) or len(answers) is None:
+                raise TypeError
+        except TypeError:  # no length: a number, a generator, an array without axes
             raise OracleError(
                 f"expected '{self.name}' to return {expected} numbers; got {type(answers).__name__}; return a list"
-            )
+            ) from None
+        answers = list(answers)  # of a data frame these are its columns
         if len(answers) != expected:
             raise OracleError(
                 f"expected '{self.name}' to return {expected} numbers, one per design; got {len(answers)}; "
                 "return one for each, None where infeasible"
             )
-        return list(answers)
+        return answers
 
 
 def _number(answer: Any, name: str) -> tuple[float, str | None]:
@@ -105,12 +110,20 @@ def _number(answer: Any, name: str) -> tuple[float, str | None]:
     try:
         if isinstance(answer, str | bytes) or not (isinstance(answer, numbers.Real) or hasattr(answer, "__float__")):
             raise TypeError
-        value = float(answer)
+        value = float(answer.detach() if isinstance(answer, Tensor) else answer)
+    except OverflowError:  # an integer beyond floats
+        value = math.inf
     except (TypeError, ValueError):
         raise OracleError(
             f"expected '{name}' to return numbers; got {type(answer).__name__} {answer!r:.40}; convert it with float()"
         ) from None
     return (value, None) if math.isfinite(value) else (math.nan, f"returned {value}")
+
+
+def as_reward(reward: Reward) -> Reward:
+    """A plain function as a :class:`FunctionReward`; other rewards as they are."""
+    known = isinstance(reward, DifferentiableReward) or hasattr(reward, "reasons")
+    return reward if known else FunctionReward(reward)
 
 
 def _first_line(error: BaseException) -> str:

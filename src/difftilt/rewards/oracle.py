@@ -10,15 +10,18 @@ such and counted apart.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.errors import OracleError, StateError
+from difftilt.rewards.function import as_reward
 from difftilt.types import Float, Tensor
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -28,6 +31,7 @@ class Answer(NamedTuple):
     """One paid call."""
 
     design: Any
+    """The design; of an array (a vector, an image) a digest."""
     value: float
     reason: str | None
     purpose: str = TRAINING
@@ -74,15 +78,14 @@ class Oracle:
         Raises:
             OracleError: the whole first batch is infeasible, or the reward broke its contract.
         """
-        new = list(dict.fromkeys(design for design in designs if design not in self._answers))
+        names = [_name(design) for design in designs]
+        new = {name: design for name, design in zip(names, designs, strict=True) if name not in self._answers}
         if new:
-            values = torch.as_tensor(self.reward(new), dtype=torch.float64).tolist()
-            reasons = getattr(self.reward, "reasons", None) or [None] * len(new)
-            answers = [Answer(*row, self._purpose) for row in zip(new, values, reasons, strict=True)]
-            if not self._answers and all(math.isnan(value) for value in values):
+            answers = self._ask(new)
+            if not self._answers and all(math.isnan(answer.value) for answer in answers):
                 raise OracleError(
                     f"expected a number for at least one of the first {len(new)} designs; got NaN for all "
-                    f"({reasons[0] or 'no reason given'}); check the reward on '{new[0]}'"
+                    f"({answers[0].reason or 'no reason given'}); check the reward on '{answers[0].design}'"
                 )
             if self._record is not None:
                 self._record(answers)
@@ -90,10 +93,23 @@ class Oracle:
             if self._purpose == EVALUATION:
                 self.evaluation_calls += len(new)
         if self._purpose == TRAINING:
-            fresh = set(designs) - self._counted
+            fresh = set(names) - self._counted
             self._counted |= fresh
             self.calls += len(fresh)
-        return torch.tensor([self._answers[design].value for design in designs], dtype=torch.float64)
+        return torch.tensor([self._answers[name].value for name in names], dtype=torch.float64)
+
+    def _ask(self, new: dict[Any, Any]) -> list[Answer]:
+        """Pay for designs, by name; what is not finite becomes NaN."""
+        values = torch.as_tensor(self.reward(list(new.values())), dtype=torch.float64).tolist()
+        reasons = getattr(self.reward, "reasons", None) or [None] * len(new)
+        if len(values) != len(new) or len(reasons) != len(new):
+            raise OracleError(f"expected {len(new)} numbers, one per design; got {len(values)}; correct the reward")
+        answers = []
+        for name, value, reason in zip(new, values, reasons, strict=True):
+            if not math.isfinite(value):
+                value, reason = math.nan, reason or f"returned {value}"
+            answers.append(Answer(name, value, reason, self._purpose))
+        return answers
 
     def state_dict(self) -> dict[str, Any]:
         """The count, and which answers it covers, by their place in the run's ``oracle.jsonl``."""
@@ -128,6 +144,16 @@ class DifferentiableOracle(Oracle):
 
 
 def as_oracle(reward: Reward, **options: Any) -> Oracle:
-    """The right kind of oracle for a reward."""
+    """The right kind of oracle for a reward or a plain function; an oracle as it is."""
+    if isinstance(reward, Oracle):
+        return reward
     kind = DifferentiableOracle if isinstance(reward, DifferentiableReward) else Oracle
-    return kind(reward, **options)
+    return kind(as_reward(reward), **options)
+
+
+def _name(design: Any) -> Any:
+    """What tells a design from others and can be written down: the design itself, of an array a digest."""
+    if not isinstance(design, Tensor | np.ndarray):
+        return design
+    array = design.numpy(force=True) if isinstance(design, Tensor) else design
+    return "sha256:" + hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()

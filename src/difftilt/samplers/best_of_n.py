@@ -44,11 +44,14 @@ class BestOfN:
 
     @staticmethod
     def candidates_for(kl: float) -> int:
-        """The largest N whose bound (1) does not exceed ``kl`` nats (at least 1)."""
-        n = 1
-        while BestOfN(candidates=n + 1).kl_bound <= kl and n < 10**7:
-            n = max(n + 1, n * 2) if BestOfN(candidates=2 * n).kl_bound <= kl else n + 1
-        return n
+        """The largest N whose bound (1) does not exceed ``kl`` nats (at least 1); for more than 40 nats, as for 40."""
+        low, high = 1, 2
+        while BestOfN(candidates=high).kl_bound <= min(kl, 40.0):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if BestOfN(candidates=middle).kl_bound <= min(kl, 40.0) else (low, middle)
+        return low
 
     def __call__(
         self, policy: Policy, reward: Reward, n: int, rng: torch.Generator, *, cond: Condition | None = None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,15 +39,24 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
         for path in partial.iterdir():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
-        shutil.rmtree(final, ignore_errors=True)
+        _set_aside(final)
         partial.rename(final)
-    except OSError as error:
-        raise StateError(
-            f"expected a writable folder '{folder}'; got {error.strerror}; free space or choose another"
-        ) from error
-    for old in checkpoint_steps(folder)[:-keep]:
-        shutil.rmtree(folder / str(old), ignore_errors=True)
+        for old in checkpoint_steps(folder)[:-keep]:
+            _set_aside(folder / str(old))
+    except (OSError, SafetensorError) as error:
+        came = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise StateError(f"expected a writable folder '{folder}'; got {came}; free space or choose another") from error
+    for stale in folder.glob(".*.stale"):
+        shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a checkpoint that is to go: removed in place, a kill could leave half of it under its name."""
+    if path.exists():
+        stale = path.with_name(f".{path.name}.stale")
+        shutil.rmtree(stale, ignore_errors=True)
+        path.rename(stale)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -80,8 +90,9 @@ def load_checkpoint(folder: Path, step: int | None = None) -> tuple[int, dict[st
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().clone().contiguous()
-        return {_TENSOR: path}
+        name = f"{len(tensors)}{path}"  # the number keeps apart the keys 0 and "0", and "a/b" and "a" then "b"
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {_TENSOR: name}
     if isinstance(value, Mapping):
         return {"dict": [[key, _split(entry, f"{path}/{key}", tensors)] for key, entry in value.items()]}
     if isinstance(value, list | tuple):

@@ -113,8 +113,8 @@ class RunFolder:
             StateError: the disk is full, or the folder is gone.
         """
         try:
-            with file.open("a", encoding="utf-8") as handle:
-                handle.write(_lines(records))
+            with file.open("ab") as handle:
+                handle.write(_lines(records).encode())
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:

@@ -19,12 +19,14 @@ from difftilt.core.reward import Reward, score
 from difftilt.core.stats import mean_and_error
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.metrics.best_of_n import best_of_n_weights
-from difftilt.metrics.gap import Gap, log_path_weight, optimality_gap
-from difftilt.metrics.log_z import LogZ, from_samples
+from difftilt.metrics.gap import Gap, optimality_gap
+from difftilt.metrics.log_z import LogZ, from_samples, log_path_weight
+from difftilt.rewards.function import as_reward
+from difftilt.rewards.oracle import as_oracle
 from difftilt.rng import Streams
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.training.pretrain import denoising_bounds
-from difftilt.types import Float, Tensor
+from difftilt.types import Bool, Float, Tensor
 
 Describe = Callable[[Tensor], dict[str, float]]
 """Domain metrics of finished states: name to number."""
@@ -41,7 +43,8 @@ class DesignSet:
     path_log_ratio: Float[Tensor, " N"]
     """Log-ratio of the path to the pretrained policy, nats."""
     pretrained_log_likelihood: Float[Tensor, " N"]
-    """Lower bound on log p_pre of the design, nats."""
+    """Lower bound on the log-likelihood of the design under the pretrained model run one token a step, nats; NaN where
+    its process has no bound."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def draw(
     x_0 = torch.cat([path.x_0 for path in paths])
     codec = policy.codec
     value = score(reward, codec, x_0).value
-    bounds = denoising_bounds(pretrained.denoiser, pretrained.process, x_0, rng)
+    bounds = torch.full_like(value, torch.nan)
+    if pretrained.process.bounds_likelihood:
+        bounds = denoising_bounds(pretrained.denoiser, pretrained.process, x_0, rng)
     return DesignSet(
         x_0=x_0,
         designs=codec.decode(x_0),
@@ -105,6 +110,7 @@ def evaluate(
         describe: domain metrics.
         seed: of the designs drawn here.
     """
+    reward, judge = as_oracle(reward), None if judge is None else as_reward(judge)
     rng = Streams(seed, tuned.device)("evaluate")
     before = draw(pretrained, pretrained, reward, judge, pool, rng)
     after = draw(tuned, pretrained, reward, judge, designs, rng)
@@ -112,7 +118,7 @@ def evaluate(
     chosen = own if independent is None or own.ess > independent.ess else independent
     gap = optimality_gap(log_path_weight(after.reward, after.path_log_ratio, alpha=alpha), chosen)
     feasible = ~after.reward.isnan()
-    kl, kl_error = mean_and_error(after.path_log_ratio[feasible])
+    kl, kl_error = _conditional_kl(after.path_log_ratio, feasible)
     by_calls = max(1, (training_calls + designs) // designs)
     facts = {
         "alpha": alpha,
@@ -140,6 +146,15 @@ def interval(values: Float[Tensor, " N"]) -> dict[str, float]:
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
+def _conditional_kl(path_log_ratio: Float[Tensor, " N"], feasible: Bool[Tensor, " N"]) -> tuple[float, float]:
+    r""":math:`KL( p_\theta(\text{path} | F) \| p_{pre} ) = E_F[\sum_k l_k] - \log P_\theta(F)` and its error, nats."""
+    mean, error = mean_and_error(path_log_ratio[feasible])
+    p = feasible.double().mean().item()
+    if p == 0:
+        return math.nan, math.nan
+    return mean - math.log(p), math.hypot(error, math.sqrt((1 - p) / (p * len(feasible))))
+
+
 def _summary(designs: DesignSet, describe: Describe | None) -> dict[str, Any]:
     return {
         "reward": interval(designs.reward),
@@ -151,15 +166,20 @@ def _summary(designs: DesignSet, describe: Describe | None) -> dict[str, Any]:
 
 
 def _best_of(n: int, pool: DesignSet) -> dict[str, Any]:
-    """Expected reward and judge of best-of-N from the pool; N is cut where the pool cannot tell."""
+    """Expected reward and judge of the feasible best-of-N from the pool; N is cut where the pool cannot tell."""
     most = max(1, pool.reward.shape[0] // 4)
     used = min(n, most)
-    weights = best_of_n_weights(pool.reward, used)
-    judged = torch.nan_to_num(pool.judge, nan=0.0)
+    weights = best_of_n_weights(pool.reward, used).where(~pool.reward.isnan(), 0)
     return {
         "n": used,
         "wanted": n,
         "kl_bound_nats": BestOfN(candidates=used).kl_bound,
-        "reward": (weights * torch.nan_to_num(pool.reward, nan=0.0)).sum().item(),
-        "judge": math.nan if pool.judge.isnan().all() else (weights * judged).sum().item(),
+        "reward": _weighted_mean(weights, pool.reward),
+        "judge": _weighted_mean(weights, pool.judge),
     }
+
+
+def _weighted_mean(weights: Float[Tensor, " M"], values: Float[Tensor, " M"]) -> float:
+    """Over the values that are there; NaN if none has weight."""
+    there = ~values.isnan()
+    return (weights[there] @ values[there] / weights[there].sum()).item()

@@ -17,6 +17,7 @@ from difftilt.core.algorithm import Algorithm, Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.errors import ConfigError, StateError
+from difftilt.rewards.function import as_reward
 from difftilt.rewards.oracle import Answer, Oracle, as_oracle
 from difftilt.rng import Streams
 from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
@@ -43,6 +44,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"expected at least 1 step; got {self.steps}; raise --steps")
+        if min(self.checkpoint_every, self.judge_every) < 1:
+            came = f"checkpoint_every {self.checkpoint_every} and judge_every {self.judge_every}"
+            raise ConfigError(f"expected intervals of at least 1 update; got {came}; raise them")
         if self.kl_budget is not None and not self.kl_budget > 0:
             raise ConfigError(f"expected a KL budget above 0 nats; got {self.kl_budget}; raise --kl-budget")
 
@@ -87,13 +91,15 @@ def finetune(
     """Tune a copy of ``policy`` towards its tilted law.
 
     Args:
-        policy: the pretrained policy; left as it is.
+        policy: the pretrained policy; left as it is. Its parameters that require gradients are tuned, all of them where
+            none does.
         reward: what to raise; counted, cached and (with a folder) recorded.
         algorithm: its settings; ``algorithm.alpha`` weighs the pretrained policy where ``anchors`` is not given.
         loop: settings of the loop.
         anchors: reference policies and weights, reward units per nat.
         judge: a held-out reward that is only logged.
-        log_z: log Z of the target where known, nats: then each record has ``gap_nats``.
+        log_z: log Z of the target where known, nats: then each record has ``gap_nats``, of one noisy batch. It needs a
+            fixed alpha and one anchor.
         folder: where the run is kept; nothing is written without it.
         resume: continue from the folder's latest checkpoint.
         on_step: called with each record.
@@ -103,7 +109,9 @@ def finetune(
     """
     loop = loop or LoopConfig()
     pretrained = policy.frozen_copy()
-    tuned = copy.deepcopy(policy).requires_grad_(True)
+    tuned = copy.deepcopy(policy)
+    if not any(parameter.requires_grad for parameter in tuned.parameters()):
+        tuned.requires_grad_(True)
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
     state = algorithm.init(tuned, anchors)
     streams = Streams(loop.seed, policy.device)
@@ -144,11 +152,13 @@ def finetune(
             **info,
         }
         if judge is not None and state.x_0 is not None and (step % loop.judge_every == 0 or step == loop.steps):
-            record["judge"] = score(judge, tuned.codec, state.x_0).mean
-        if log_z is not None and loop.kl_budget is None:
-            record["gap_nats"] = log_z - (record["reward"] / alpha - record["kl_nats"])
+            record["judge"] = score(as_reward(judge), tuned.codec, state.x_0).mean
+        if log_z is not None and loop.kl_budget is None and len(state.anchors) == 1:
+            log_feasible = math.log(max(info.get("feasible_fraction", 1.0), 1e-300))
+            record["gap_nats"] = log_z - (record["reward"] / alpha - record["kl_nats"]) - log_feasible
         if loop.kl_budget is not None:
-            state.anchors[0] = Anchor(pretrained, adapt_alpha(alpha, record["kl_nats"], loop.kl_budget))
+            weight = adapt_alpha(alpha, record["kl_nats"], loop.kl_budget)
+            state.anchors[0] = Anchor(state.anchors[0].policy, weight)
         history.append(record)
         if folder is not None:
             folder.append(folder.metrics, [record])
@@ -172,9 +182,7 @@ def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:
 
     A reward that is an oracle already is returned as it is.
     """
-    if isinstance(reward, Oracle):
-        return reward
-    if folder is None:
+    if folder is None or isinstance(reward, Oracle):
         return as_oracle(reward)
     rows = folder.read(folder.oracle)
     history = [

@@ -18,7 +18,8 @@ from torch import nn
 
 from difftilt.core.process import Process
 from difftilt.core.stats import mean_and_error
-from difftilt.rng import Streams
+from difftilt.errors import StateError
+from difftilt.rng import Streams, seeded_initialisation
 from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from difftilt.training.ema import Ema
 from difftilt.types import Float, Tensor
@@ -113,7 +114,13 @@ def pretrain(
         folder: where checkpoints go; none are written without it.
         resume: continue from the folder's latest checkpoint, to the same numbers (one thread).
         on_update: called after each validation with its record.
+
+    Raises:
+        StateError: the folder holds checkpoints and ``resume`` is false.
     """
+    begun = folder is not None and bool(checkpoint_steps(folder))
+    if begun and not resume:
+        raise StateError(f"expected an empty folder for checkpoints; got some in '{folder}'; resume, or choose another")
     device = next(denoiser.parameters()).device
     train, validation = train.to(device), validation.to(device)
     streams = Streams(config.seed, device)
@@ -122,7 +129,7 @@ def pretrain(
     best: dict[str, Any] = {"validation": math.inf, "weights": average.average}
     history: list[dict[str, float]] = []
     first, spent = 0, 0.0
-    if resume and folder is not None and checkpoint_steps(folder):
+    if folder is not None and begun:
         first, state = load_checkpoint(folder)
         denoiser.load_state_dict(state["denoiser"])
         optimiser.load_state_dict(state["optimiser"])
@@ -140,7 +147,10 @@ def pretrain(
         t = (torch.rand(1, generator=rng, device=device) + torch.arange(config.batch, device=device) / config.batch) % 1
         t = t.clamp(min=1e-3)
         x_t = process.corrupt(train[rows], t, rng)
-        loss = process.denoising_loss(denoiser(x_t, t, None), train[rows], x_t, t).mean()
+        seed = torch.randint(2**62, (), generator=streams("dropout"), device=device).item()
+        with seeded_initialisation(int(seed)):  # dropout takes no generator; its masks must be the same after a resume
+            prediction = denoiser(x_t, t, None)
+        loss = process.denoising_loss(prediction, train[rows], x_t, t).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0 * train[0].numel() ** 0.5)

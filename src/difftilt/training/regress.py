@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from difftilt.errors import DataError
 from difftilt.rng import Streams, seeded_initialisation
 from difftilt.training.pretrain import learning_rate_factor
 from difftilt.types import Float, Tensor
@@ -80,6 +81,9 @@ def train_members(
         y: scores with mean 0 and standard deviation 1.
         config: settings.
         on_member: called with the member's number and its held-out mean squared error when it is done.
+
+    Raises:
+        DataError: the held-out error is no number, e.g. because all scores are alike.
     """
     members = []
     for e in range(config.members):
@@ -87,7 +91,7 @@ def train_members(
         with seeded_initialisation(streams.seed):
             member = make()
             order = torch.randperm(len(x), generator=streams("hold out"))
-            held_out, rows = order[: len(x) // 10], order[len(x) // 10 :]
+            held_out, rows = order.tensor_split([max(1, len(x) // 10)])
             error = _train_member(member, x, y, rows, held_out, config, streams)
         members.append(member.eval())
         if on_member is not None:
@@ -123,5 +127,7 @@ def _train_member(
             error = F.mse_loss(torch.cat([member(part) for part in x[held_out].split(1024)]), y[held_out]).item()
         if error < best:
             best, kept = error, {name: value.clone() for name, value in member.state_dict().items()}
+    if not kept:
+        raise DataError("expected scores that a regressor can fit; got a loss that is no number; check the scores")
     member.load_state_dict(kept)
     return best

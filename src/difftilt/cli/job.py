@@ -1,0 +1,153 @@
+"""From settings to objects: everything a run needs, checked before anything is paid for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from difftilt import build
+from difftilt.cli.fixing import hold
+from difftilt.cli.settings import Plan, Settings
+from difftilt.core.policy import Policy
+from difftilt.core.reward import DifferentiableReward, Reward
+from difftilt.data import Table, dataset, find
+from difftilt.domains.task import Task
+from difftilt.errors import ConfigError, DataError, StateError, UnsupportedError
+from difftilt.rewards.ensemble import EnsembleReward
+
+LOG_Z_SAMPLES = 8192
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan with its objects; the plan's open choices are made."""
+
+    plan: Plan
+    entry: Task
+    policy: Policy
+    reward: Reward
+    judge: EnsembleReward | None
+    known: torch.Tensor | None
+    """Tokens of the designs that p_pre was trained on, where they are at hand."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the task, plain values."""
+        entry, settings = self.entry, self.plan.settings
+        return {
+            "name": entry.name,
+            "domain": entry.domain,
+            "summary": entry.summary,
+            "data_set": settings.data.name if settings.data else entry.data_set,
+            "alphabet": entry.alphabet,
+            "length": self.policy.event_shape[0],
+            "score_name": entry.score_name,
+            "reward_name": _describe(self.reward, str(settings.reward)),
+            "judge_name": None if self.judge is None else _describe(self.judge, "model"),
+            "naturalness": entry.naturalness,
+            "citation": dataset(entry.data_set).citation,
+        }
+
+
+def _describe(reward: Reward, name: str) -> str:
+    """A reward in a few words."""
+    if not isinstance(reward, EnsembleReward):
+        return "the measured table" if name == "table" else name.rpartition("/")[2]
+    metrics = reward.card.get("metrics", {})
+    rows = f" on {metrics['training_rows']:,} designs" if "training_rows" in metrics else ""
+    fit = f", held-out Spearman {metrics['test_spearman']:.2f}" if "test_spearman" in metrics else ""
+    return f"mean of {len(reward.members)} networks trained{rows}{fit}"
+
+
+def load_job(plan: Plan) -> Job:
+    """Load what a plan names.
+
+    Raises:
+        DiffTiltError: something is missing, or does not fit together.
+    """
+    settings = plan.settings
+    entry = build.task(settings.task)
+    device = choose_device(settings.device, settings.threads)
+    policy = build.load_task_policy(entry, settings.models).to(device)
+    if settings.steps_per_sample is not None:
+        policy = policy.with_steps(settings.steps_per_sample)
+    policy = hold(policy, settings.fix)
+    table = None if settings.data is None else _own_table(entry, settings, policy)
+    reward = build.load_reward(entry, settings.reward, settings.models, table)
+    judge = build.load_judge(entry, settings.models)
+    for model in (reward, judge):
+        if isinstance(model, EnsembleReward):
+            check_fit(model, policy)
+            model.to(device)
+    name = settings.reward or ("table" if entry.table_reward else "model")
+    if settings.algorithm == "reward_backprop" and not isinstance(reward, DifferentiableReward):
+        raise UnsupportedError(
+            f"expected a reward with gradients for reward_backprop; got --reward {name}; use ppo or trajectory_balance"
+        )
+    chosen = dataclasses.replace(
+        settings,
+        reward=name,
+        device=str(device),
+        steps_per_sample=policy.steps,
+        log_z_samples=settings.log_z_samples
+        if settings.log_z_samples is not None
+        else (0 if ":" in name else LOG_Z_SAMPLES),
+    )
+    known = _known(entry, settings, policy)
+    return Job(dataclasses.replace(plan, settings=chosen), entry, policy, reward, judge, known)
+
+
+def choose_device(name: str | None, threads: int) -> torch.device:
+    """The device asked for, or the GPU if there is one; sets torch's threads.
+
+    Raises:
+        ConfigError: an unknown device, or a GPU that is not there.
+    """
+    torch.set_num_threads(threads)
+    there = torch.cuda.is_available()
+    try:
+        device = torch.device(name) if name is not None else torch.device("cuda" if there else "cpu")
+    except RuntimeError:
+        raise ConfigError(f"expected --device cpu or cuda; got '{name}'; correct it") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"expected --device cpu or cuda; got '{name}'; correct it")
+    if device.type == "cuda" and not there:
+        raise ConfigError(f"expected a GPU for --device {name}; got none; use --device cpu")
+    return device
+
+
+def check_fit(model: EnsembleReward, policy: Policy) -> None:
+    """A learned reward reads designs of one length.
+
+    Raises:
+        StateError: not those of the policy.
+    """
+    own, need = getattr(model.codec, "length", None), getattr(policy.codec, "length", None)
+    if own != need:
+        name = model.card.get("name", "a reward model")
+        raise StateError(
+            f"expected '{name}' to read designs of {need} letters; got a model for {own}; use models that fit"
+        )
+
+
+def _own_table(entry: Task, settings: Settings, policy: Policy) -> Table:
+    table = build.read_table(entry, settings.data)
+    length, came = policy.event_shape[0], len(table.sequences[0])
+    if came != length:
+        raise DataError(
+            f"{settings.data}: expected designs of {length} letters, as the model makes; got {came}; use --models "
+            "with a model of that length (see `difftilt pretrain`)"
+        )
+    return table
+
+
+def _known(entry: Task, settings: Settings, policy: Policy) -> torch.Tensor | None:
+    """The designs p_pre was trained on, for novelty, if the file that its card names is at hand."""
+    name = policy.card.get("data", {}).get("file")
+    for own, path in ((settings.data, settings.data), (None, find(entry.data_set))):
+        if path is not None and path.name == name:
+            known = build.training_designs(entry, own)
+            return known if known is not None and known.shape[1:] == policy.event_shape else None
+    return None

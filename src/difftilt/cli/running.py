@@ -1,0 +1,194 @@
+"""One run from its settings to its report, wherever it was interrupted before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from typing import Any
+
+import torch
+
+from difftilt import build
+from difftilt.cli.job import Job
+from difftilt.cli.progress import Progress, say
+from difftilt.core.codec import TokenCodec
+from difftilt.data import write_designs
+from difftilt.errors import StateError
+from difftilt.metrics.log_z import LogZ, independent_log_z, log_path_weight
+from difftilt.report import write_report
+from difftilt.rewards.oracle import Oracle
+from difftilt.rng import Streams
+from difftilt.tracking.run import RunFolder
+from difftilt.training.evaluate import Evaluation, evaluate
+from difftilt.training.finetune import FinetuneResult, finetune, recorded_oracle
+
+
+def carry_out(job: Job, run: RunFolder, *, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Train, evaluate, and write every file of the run.
+
+    Args:
+        job: what to do.
+        run: its folder; ``config.toml`` is there already.
+        resume: continue what the folder holds; what is finished is not done again.
+        progress: shows the training.
+
+    Returns:
+        The facts of ``evaluation.json``.
+    """
+    oracle, loop = recorded_oracle(job.reward, run), job.plan.loop
+    estimate = None if loop.kl_budget is not None else _log_z(job, run, oracle, job.plan.algorithm.alpha)
+    result = _train(job, run, oracle, estimate, resume=resume, progress=progress)
+    if resume and run.evaluation.is_file():
+        if not run.report.is_file():
+            write_report(run)
+        return json.loads(run.evaluation.read_text(encoding="utf-8"))
+    if loop.kl_budget is not None:
+        estimate = _log_z(job, run, oracle, result.alpha)
+    return finish(job, run, result, estimate, designs=job.plan.settings.designs, seed=loop.seed)
+
+
+def evaluate_again(job: Job, run: RunFolder, *, designs: int, seed: int) -> dict[str, Any]:
+    """Evaluate a finished run anew.
+
+    Raises:
+        StateError: its training is not finished.
+    """
+    loop = job.plan.loop
+    done = len(run.read(run.metrics))
+    if done < loop.steps:
+        raise StateError(
+            f"expected a finished run; got {done} of {loop.steps} updates in '{run.path}'; "
+            f"first run: difftilt finetune --resume {run.path}"
+        )
+    oracle = recorded_oracle(job.reward, run)
+    result = _train(job, run, oracle, None, resume=True, progress=None)
+    estimate = _log_z(job, run, oracle, result.alpha)
+    return finish(job, run, result, estimate, designs=designs, seed=seed)
+
+
+def _train(
+    job: Job, run: RunFolder, oracle: Oracle, estimate: LogZ | None, *, resume: bool, progress: Progress | None
+) -> FinetuneResult:
+    known = estimate is not None and math.isfinite(estimate.value)
+    return finetune(
+        job.policy,
+        oracle,
+        job.plan.algorithm,
+        loop=job.plan.loop,
+        judge=job.judge,
+        log_z=estimate.value if estimate is not None and known else None,
+        folder=run,
+        resume=resume,
+        on_step=progress,
+    )
+
+
+def _log_z(job: Job, run: RunFolder, oracle: Oracle, alpha: float) -> LogZ | None:
+    """The independent estimate, kept in the run folder; ``None`` where it is switched off."""
+    samples = job.plan.settings.log_z_samples
+    if not samples:
+        return None
+    if run.log_z.is_file():
+        record = json.loads(run.log_z.read_text(encoding="utf-8"))
+        if record.pop("alpha") == alpha:
+            return _restored(record)
+    say(f"estimating log Z at alpha {alpha:.4g} from the pretrained model alone")
+    rng = Streams(job.plan.loop.seed, job.policy.device)("log_z")
+    with oracle.evaluating():
+        estimate = independent_log_z(job.policy, oracle, rng, alpha=alpha, samples=samples)
+    run.write_json(run.log_z, {"alpha": alpha, **dataclasses.asdict(estimate)})
+    return estimate
+
+
+def _restored(record: dict[str, Any]) -> LogZ:
+    """JSON has no infinities: log Z is minus infinity where no particle was feasible."""
+    missing = {"value": -math.inf, "error": math.inf, "ess": math.inf}
+    numbers: dict[str, Any] = {name: missing[name] if value is None else value for name, value in record.items()}
+    return LogZ(**numbers)
+
+
+def finish(
+    job: Job, run: RunFolder, result: FinetuneResult, estimate: LogZ | None, *, designs: int, seed: int
+) -> dict[str, Any]:
+    """Evaluate a tuned policy and write ``evaluation.json``, ``samples.csv``, ``model`` and ``report.html``."""
+    say(f"evaluating {designs} designs before and after")
+    started = time.monotonic()
+    with result.oracle.evaluating():
+        evaluation = evaluate(
+            result.policy,
+            result.pretrained,
+            result.oracle,
+            alpha=result.alpha,
+            judge=job.judge,
+            independent=estimate,
+            designs=designs,
+            pool=designs,
+            training_calls=result.oracle.calls,
+            describe=build.describe_sequences(result.pretrained, job.known),
+            seed=seed,
+        )
+    facts = _facts(job, result, evaluation, time.monotonic() - started)
+    _write_samples(run, evaluation, result.alpha)
+    result.policy.card = _card(job, result)
+    result.policy.save_pretrained(run.model)
+    run.write_json(run.evaluation, facts)
+    write_report(run)
+    return json.loads(run.evaluation.read_text(encoding="utf-8"))
+
+
+def _facts(job: Job, result: FinetuneResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    facts, last = dict(evaluation.facts), result.history[-1]
+    del facts["evaluation_calls"]  # those asked for; the cost below counts those that were bought
+    frequencies = {side: facts[side].pop("position_frequencies", None) for side in ("before", "after")}
+    codec = result.policy.codec
+    assert isinstance(codec, TokenCodec)
+    cost = {
+        "oracle_calls": result.oracle.calls,
+        "evaluation_calls": result.oracle.evaluation_calls,
+        "network_evaluations": last["network_evaluations"],
+        "seconds": last["seconds"],
+        "evaluation_seconds": seconds,
+    }
+    return {
+        "task": job.entry.name,
+        "algorithm": job.plan.settings.algorithm,
+        "updates": last["step"],
+        "kl_budget": job.plan.loop.kl_budget,
+        **facts,
+        "cost": cost,
+        "position_frequencies": {**frequencies, "alphabet": codec.alphabet},
+    }
+
+
+def _write_samples(run: RunFolder, evaluation: Evaluation, alpha: float) -> None:
+    after = evaluation.after
+    columns: dict[str, list[Any] | torch.Tensor] = {
+        "id": [f"design_{i + 1}" for i in range(len(after.designs))],
+        "sequence": after.designs,
+        "reward": after.reward.cpu(),
+        "judge": after.judge.cpu(),
+        "log_weight": log_path_weight(after.reward, after.path_log_ratio, alpha=alpha).cpu(),
+        "pretrained_log_likelihood": after.pretrained_log_likelihood.cpu(),
+    }
+    write_designs(run.samples, columns)
+
+
+def _card(job: Job, result: FinetuneResult) -> dict[str, Any]:
+    """What the tuned model's folder says of itself."""
+    settings = job.plan.settings
+    before = {
+        name: value for name, value in job.policy.card.items() if name in ("task", "score", "data", "kmer_counts")
+    }
+    return {
+        "name": f"{job.entry.name} tuned by {settings.algorithm}",
+        "summary": job.entry.summary,
+        **before,
+        "part": "denoiser",
+        "tilt": {
+            "reward": str(settings.reward).rpartition("/")[2],
+            "alpha": result.alpha,
+            "updates": result.history[-1]["step"],
+        },
+    }

@@ -1,0 +1,179 @@
+"""``difftilt sample``: designs from a run, a task, a model folder or a Hub repository."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from difftilt import build
+from difftilt.cli import flags
+from difftilt.cli.fixing import hold
+from difftilt.cli.job import check_fit, choose_device
+from difftilt.cli.progress import say
+from difftilt.cli.settings import Settings, plan_from
+from difftilt.core.policy import CONFIG, Policy
+from difftilt.core.reward import Reward
+from difftilt.core.trajectory import sample_states
+from difftilt.data import find, write_designs
+from difftilt.data.writers import csv_text
+from difftilt.domains.task import Task
+from difftilt.errors import ConfigError, StateError, nearest
+from difftilt.rewards.ensemble import EnsembleReward
+from difftilt.rng import Streams
+from difftilt.tracking.checkpoint import load_checkpoint
+from difftilt.tracking.run import RunFolder
+
+SUFFIXES = (".csv", ".fasta", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleFlags:
+    """Flags of `difftilt sample`."""
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|TASK|FOLDER")]]
+    """A run folder (its tuned model), a task (its pretrained model), a model folder, or a Hub repository."""
+    number: Annotated[int, flags.short("-n")] = 1000
+    """How many designs."""
+    output: Annotated[Path | None, flags.short("-o")] = None
+    """File ending in .csv, .fasta or .parquet; CSV on standard output when not set."""
+    fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
+    """Hold letters fixed, e.g. 10:ATG; the first position is 1."""
+    seed: int = 0
+    """The same seed gives the same designs."""
+    threads: int = 1
+    """Threads of torch."""
+    device: str | None = None
+    """cpu or cuda; a GPU is used when there is one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with what is known of its designs' worth, at no cost."""
+
+    policy: Policy
+    scores: dict[str, Reward]
+    """Column name to a reward that costs nothing."""
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``difftilt sample``."""
+    asked = flags.parse(SampleFlags, argv, command="difftilt sample", summary="Draw designs.")
+    for name, value in (("-n", asked.number), ("--threads", asked.threads)):
+        if value < 1:
+            raise ConfigError(f"expected {name} 1 or more; got {value}; correct it")
+    _check_output(asked.output)
+    device = choose_device(asked.device, asked.threads)
+    source = open_source(asked.source)
+    policy = hold(source.policy.to(device), asked.fix)
+    rng = Streams(asked.seed, device)("sample")
+    designs = policy.codec.decode(sample_states(policy, asked.number, rng))
+    columns: dict[str, Any] = {"id": [f"design_{i + 1}" for i in range(len(designs))], "sequence": designs}
+    for name, reward in source.scores.items():
+        columns[name] = [float(value) for value in reward(designs)]
+    if asked.output is None:
+        print(csv_text(columns), end="")
+    else:
+        write_designs(asked.output, columns)
+        say(f"{len(designs)} designs in {asked.output}")
+
+
+def _check_output(path: Path | None) -> None:
+    """Find out before sampling that the file could not be written."""
+    if path is None:
+        return
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"expected a file ending in {', '.join(SUFFIXES)} after -o; got '{path.name}'; rename it")
+    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise ConfigError(
+            "expected pyarrow for a .parquet file; it is not installed; run: pip install 'difftilt[tables]'"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"expected to write '{path}'; got '{error.strerror}'; choose another place") from error
+
+
+def open_source(name: str) -> Source:
+    """The model called ``name`` and its free scores.
+
+    Raises:
+        DiffTiltError: there is no such thing, or it cannot be read.
+    """
+    path = Path(name)
+    known = {entry.data_set: entry for entry in build.TASKS.values()} | build.TASKS
+    if name in known:
+        entry = known[name]
+        reward = _free_reward(entry, "table" if entry.table_reward else "model", None, None)
+        return _source(build.load_task_policy(entry), reward, build.load_judge(entry))
+    if path.is_dir():
+        return _from_folder(path)
+    if name.count("/") != 1 or name.partition("/")[0] in {task.partition("/")[0] for task in known}:
+        raise nearest(name, known, what="run, task or model folder")
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # or an absent network fills the screen with retries
+    return _source(build.load_policy(name), None, None)
+
+
+def _from_folder(path: Path) -> Source:
+    """A run folder, a folder of models, or a model folder."""
+    if (path / "config.toml").is_file():
+        run, settings = RunFolder.existing(path), plan_from(["--resume", str(path)]).settings
+        entry = build.task(settings.task)
+        reward = _free_reward(entry, str(settings.reward), settings.models, settings.data)
+        if reward is None:
+            reward = _bought(run)
+        return _source(_tuned(run, settings), reward, build.load_judge(entry, settings.models))
+    if not any((folder / CONFIG).is_file() for folder in (path, path / "denoiser")):
+        raise StateError(
+            f"expected a run or a model folder; got '{path}' without config.toml or {CONFIG}; check the path"
+        )
+    parts = {part: path / part for part in ("reward", "judge") if (path / part / CONFIG).is_file()}
+    models = {part: EnsembleReward.from_pretrained(str(folder)) for part, folder in parts.items()}
+    return _source(build.load_policy(str(path)), models.get("reward"), models.get("judge"))
+
+
+def _source(policy: Policy, reward: Reward | None, judge: EnsembleReward | None) -> Source:
+    scores = {name: model for name, model in (("reward", reward), ("judge", judge)) if model is not None}
+    for model in scores.values():
+        if isinstance(model, EnsembleReward):
+            check_fit(model, policy)
+    return Source(policy, scores)
+
+
+def _tuned(run: RunFolder, settings: Settings) -> Policy:
+    """The tuned policy of a finished run, or that of the latest checkpoint."""
+    if (run.model / CONFIG).is_file():
+        return Policy.from_pretrained(str(run.model))
+    step, saved = load_checkpoint(run.checkpoints)
+    print(f"difftilt: '{run.path}' is not finished; these designs are from update {step}", file=sys.stderr)
+    policy = build.load_task_policy(build.task(settings.task), settings.models)
+    if settings.steps_per_sample is not None:
+        policy = policy.with_steps(settings.steps_per_sample)
+    policy.load_state_dict(saved["algorithm"]["policy"])
+    return hold(policy, settings.fix).eval()
+
+
+def _free_reward(entry: Task, name: str, models: Path | None, data: Path | None) -> Reward | None:
+    """A model, or a table where its file is at hand: these cost nothing."""
+    if name == "model":
+        return None if build.model_folder(entry, "reward", models) is None else build.load_reward(entry, name, models)
+    if name != "table" or (data is None and find(entry.data_set) is None):
+        return None
+    return build.load_reward(entry, name, models, build.read_table(entry, data))
+
+
+def _bought(run: RunFolder) -> Reward:
+    """The answers that were paid for in a run; NaN for any other design."""
+    values = {row["design"]: row["value"] for row in run.read(run.oracle)}
+    return lambda designs: [math.nan if values.get(design) is None else values[design] for design in designs]

@@ -148,8 +148,8 @@ def table(out: Path) -> str:
         sure = f"{sum(row['verdict'] == 'certified' for row in mine)} of {len(mine)}" if "verdict" in mine[0] else "-"
         mean = {key: statistics.mean(row[key] for row in mine) for key in ("reward", "judge", "kl_nats", "cpu_seconds")}
         lines.append(
-            f"| {name} | {mine[0].get('alpha', '-')} | {len(mine)} | {mean['reward']:.3f} | {mean['judge']:.3f} |
-            {gain} |" f" {mean['kl_nats']:.2f} | {gaps} | {sure} | {min(row['unique_fraction'] for row in mine):.1%} |"
+            f"| {name} | {mine[0].get('alpha', '-')} | {len(mine)} | {mean['reward']:.3f} | {mean['judge']:.3f} |"
+            f" {gain} | {mean['kl_nats']:.2f} | {gaps} | {sure} | {min(row['unique_fraction'] for row in mine):.1%} |"
             f" {max(row['oracle_calls'] for row in mine):,} | {mean['cpu_seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)

@@ -62,9 +62,8 @@ class Transition(ABC):
 
         Args:
             rng: noise source.
-            tau: Gumbel-softmax temperature, no unit. The bias falls with it while the variance grows: to 0 for one
-            token,
-                to a floor where networks read relaxed tokens (0.09 of the gradient on a 3-token chain).
+            tau: Gumbel-softmax temperature, no unit. The bias falls with it while the variance grows: to 0 for
+                one token, to a floor where networks read relaxed tokens (0.09 of the gradient on a 3-token chain).
 
         Raises:
             UnsupportedError: the law is continuous, where :meth:`rsample` is exact.

@@ -4,9 +4,10 @@ Run: ``python benchmarks/utr_mrl.py run --jobs 2`` (each seed takes less than 20
 ``python benchmarks/utr_mrl.py table``. One seed and setting at a time: ``python benchmarks/utr_mrl.py one NAME SEED``.
 Finished parts are kept in ``--out`` and not run again. Each part is one process with one thread.
 
-Parts: a method at alpha 0.1 (for the gap), a method at the lower alpha whose designs are compared with best-of-64
-(``*-sharp``), and best-of-64 itself (64,000 reward calls for 1,000 designs). Training calls and the reward calls of the
-1,000 designs together stay within 64,000.
+Parts: log Z from the pretrained model alone (once for each alpha, shared by all gaps), a method at alpha 0.1 (for the
+gap), a method at the lower alpha whose designs are compared with best-of-64 (``*-sharp``), and best-of-64 itself
+(64,000 reward calls for 1,000 designs). Training calls and the reward calls of the 1,000 designs together stay within
+64,000.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import torch
 import difftilt as dt
 from difftilt import build
 from difftilt.core.reward import score
-from difftilt.metrics.log_z import independent_log_z
+from difftilt.metrics.log_z import LogZ, tempered_log_z
 from difftilt.rng import Streams
 from difftilt.tracking.run import provenance
 
@@ -46,7 +48,21 @@ SEEDS = (0, 1, 2)
 T_2 = 4.303  # two-sided 95 % quantile of Student's t with 2 degrees of freedom (three seeds)
 
 
-def one(name: str, seed: int) -> dict[str, Any]:
+def log_z_part(alpha: float) -> str:
+    """Name of the part that estimates log Z at ``alpha``."""
+    return f"log_z_{alpha}"
+
+
+def log_z_row(alpha: float) -> dict[str, Any]:
+    """An estimate of log Z that looks at no tuned policy."""
+    torch.set_num_threads(1)
+    entry, cpu = build.task("utr-mrl"), time.process_time()
+    policy, reward = build.load_task_policy(entry), build.load_reward(entry, None)
+    estimate = tempered_log_z(policy, reward, Streams(0)("log z"), alpha=alpha, particles=4096, moves=8)
+    return {"alpha": alpha, **asdict(estimate), "cpu_seconds": time.process_time() - cpu, **provenance()}
+
+
+def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     """Run one part with one seed and return its row."""
     torch.set_num_threads(1)
     entry = build.task("utr-mrl")
@@ -64,7 +80,8 @@ def one(name: str, seed: int) -> dict[str, Any]:
         }
     else:
         algorithm, updates = PARTS[name]
-        log_z = independent_log_z(policy, reward, Streams(seed)("log z"), alpha=algorithm.alpha)
+        known = json.loads((out / f"{log_z_part(algorithm.alpha)}.json").read_text())
+        log_z = LogZ(**{field.name: known[field.name] for field in fields(LogZ)})
         result = dt.finetune(policy, reward, algorithm, loop=dt.LoopConfig(steps=updates, seed=seed))
         trained = time.process_time() - cpu
         calls = result.oracle.calls
@@ -95,6 +112,9 @@ def one(name: str, seed: int) -> dict[str, Any]:
             "gap_error": gap.error,
             "verdict": gap.verdict,
             "log_z": gap.log_z,
+            "log_z_policy": gap.log_z_policy,
+            "log_z_policy_error": gap.log_z_policy_error,
+            "ess_fraction": gap.ess_fraction,
             "unique_fraction": after["unique_fraction"],
             "diversity": after["diversity"],
             "oracle_calls": calls + DESIGNS,
@@ -109,21 +129,21 @@ def one(name: str, seed: int) -> dict[str, Any]:
 def run(out: Path, jobs: int) -> None:
     """Run what is missing, ``jobs`` processes at a time."""
     out.mkdir(parents=True, exist_ok=True)
-    missing = [
-        (name, seed) for seed in SEEDS for name in ("best_of_64", *PARTS) if not (out / f"{name}-{seed}.json").is_file()
-    ]
+    first = [[log_z_part(alpha), "0"] for alpha in (ALPHA, SHARP) if not (out / f"{log_z_part(alpha)}.json").is_file()]
+    rest = [[name, str(seed)] for seed in SEEDS for name in (*PARTS, "best_of_64")]
+    rest = [part for part in rest if not (out / f"{'-'.join(part)}.json").is_file()]
 
-    def start(part: tuple[str, int]) -> None:
-        command = [sys.executable, __file__, "--out", str(out), "one", part[0], str(part[1])]
-        subprocess.run(command, check=True)
+    def start(part: list[str]) -> None:
+        subprocess.run([sys.executable, __file__, "--out", str(out), "one", *part], check=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(start, missing))
+        for batch in (first, rest):
+            list(pool.map(start, batch))
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """All finished rows."""
-    return [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*-[0-9]*.json"))]
 
 
 def table(out: Path) -> str:
@@ -163,7 +183,7 @@ def main() -> None:
     commands.add_parser("run").add_argument("--jobs", type=int, default=2)
     commands.add_parser("table")
     single = commands.add_parser("one")
-    single.add_argument("name", choices=["best_of_64", *PARTS])
+    single.add_argument("name", choices=["best_of_64", *PARTS, log_z_part(ALPHA), log_z_part(SHARP)])
     single.add_argument("seed", type=int)
     options = parser.parse_args()
     if options.command == "run":
@@ -171,9 +191,12 @@ def main() -> None:
     elif options.command == "table":
         print(table(options.out))
     else:
-        row = one(options.name, options.seed)
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{options.name}-{options.seed}.json").write_text(json.dumps(row, indent=2) + "\n")
+        if options.name.startswith("log_z_"):
+            row, file = log_z_row(float(options.name.removeprefix("log_z_"))), f"{options.name}.json"
+        else:
+            row, file = one(options.name, options.seed, options.out), f"{options.name}-{options.seed}.json"
+        (options.out / file).write_text(json.dumps(row, indent=2) + "\n")
         print(json.dumps(row))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,21 @@ from difftilt.cli.progress import duration, number
 
 def print_outcome(facts: Mapping[str, Any], report: Path) -> None:
     """Print the facts of ``evaluation.json`` for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title_justify="left")
-    calls, kl = (facts["best_of_n"][kind] for kind in ("equal_calls", "equal_kl"))
-    for title in ("", "before", "after", f"best of {calls['n']}", f"best of {kl['n']}"):
-        table.add_column(title, no_wrap=True)
-    notes = [f"equal {what}{_cut(best)}" for what, best in (("calls", calls), ("KL", kl))]
-    table.add_row(*(f"[dim]{text}[/dim]" for text in ("mean, 95 % interval", "", "", *notes)))
-    for name in ("reward", "judge"):
-        cells = [_interval(facts[side].get(name)) for side in ("before", "after")]
-        table.add_row(name, *cells, number(calls[name]), number(kl[name]))
-    console.print(f"\n[bold]{facts['task']}[/bold] tuned by {facts['algorithm']}, {facts['updates']} updates")
-    console.print(table)
-    for line in summary_lines(facts):
-        console.print(line, soft_wrap=True)
-    console.print(f"report      {report}", soft_wrap=True)
+    print(f"\n{facts['task']} tuned by {facts['algorithm']}, {facts['updates']} updates; means, 95 % intervals:\n")
+    rows: list[tuple[str, ...]] = [("", "reward", "judge")]
+    rows += [
+        (side, *(_interval(facts[side].get(name)) for name in ("reward", "judge"))) for side in ("before", "after")
+    ]
+    for kind, what in (("equal_calls", "equal calls"), ("equal_kl", "equal KL")):
+        best = facts["best_of_n"][kind]
+        cut = f" would be {best['wanted']:,}" if best["wanted"] > best["n"] else ""
+        rows.append((f"best of {best['n']} ({what}{cut})", number(best["reward"]), number(best["judge"])))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print()
+    for line in [*summary_lines(facts), f"report      {report}"]:
+        print(line)
 
 
 def summary_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -53,14 +49,10 @@ def summary_lines(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cut(best: Mapping[str, Any]) -> str:
-    return f" would be {best['wanted']}" if best["wanted"] > best["n"] else ""
-
-
 def _interval(value: Mapping[str, float | None] | None) -> str:
     if value is None or value["mean"] is None:
         return "-"
-    return f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]".replace("[", r"\[")
+    return f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
 
 
 def _with_error(value: float | None, error: float | None) -> str:

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any
 
 LINES = 10
+WIDE = 110
+"""Columns of a terminal that has room for a bar beside the numbers."""
 
 
 def say(text: str) -> None:
@@ -51,13 +53,9 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = (
-                TextColumn("update"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Bar(*columns, console=Console(), expand=True)
+            console = Console()
+            bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
+            self._bar = Bar(MofNCompleteColumn(), *bar, TextColumn("{task.description}"), console=console)
             self._bar.start()
             self._task = self._bar.add_task("starting", total=self.steps)
         return self

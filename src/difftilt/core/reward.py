@@ -51,6 +51,11 @@ class Scores:
         """Mean over feasible designs; NaN if there is none."""
         return self.value[self.feasible].mean().item() if self.feasible.any() else float("nan")
 
+    @property
+    def std(self) -> float:
+        """Standard deviation over feasible designs; NaN if there are fewer than two."""
+        return self.value[self.feasible].std().item() if self.feasible.sum() > 1 else float("nan")
+
 
 def score(reward: Reward, codec: Codec, x_0: Tensor) -> Scores:
     """Decode a batch of finished states and score it, outside any graph, on the device of ``x_0``."""

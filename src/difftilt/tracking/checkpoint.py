@@ -46,8 +46,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
     except (OSError, SafetensorError) as error:
         came = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise StateError(f"expected a writable folder '{folder}'; got {came}; free space or choose another") from error
-    for stale in folder.glob(".*.stale"):
-        shutil.rmtree(stale, ignore_errors=True)
+    for rest in (*folder.glob(".*.stale"), *folder.glob(".*.partial")):  # also of a kill before
+        shutil.rmtree(rest, ignore_errors=True)
     return final
 
 

@@ -33,7 +33,7 @@ class LoopConfig:
     seed: int = 0
     """Seed of every random stream of the run."""
     kl_budget: float | None = None
-    """KL to the pretrained policy to meet, nats: alpha is adapted until it is. Alpha stays fixed when not set."""
+    """KL to the pretrained policy to meet, nats: alpha is found, whatever it starts from. Alpha stays fixed when not set."""
     final_learning_rate: float = 0.05
     """Learning rate at the last update, as a share of the first; linear in between."""
     checkpoint_every: int = 10
@@ -67,12 +67,40 @@ class FinetuneResult:
     """One record per step, as in ``metrics.jsonl``."""
 
 
-def adapt_alpha(alpha: float, kl: float, budget: float) -> float:
-    r"""One step of the KL controller: alpha grows while more than the budget ``B`` is spent, at rate eta = 0.1.
+def first_alpha(reward_std: float, budget: float) -> float:
+    r""":math:`\alpha = \mathrm{std}(r) / \sqrt{2 B}`, the temperature whose tilt spends ``B`` nats if rewards are normal.
 
-    .. math:: \alpha \leftarrow \alpha\, e^{\eta\,\mathrm{clip}((KL - B)/B, -1, 1)}
+    Args:
+        reward_std: spread of the pretrained policy's rewards, reward units.
+        budget: ``B``, nats.
     """
-    return alpha * math.exp(0.1 * max(-1.0, min(1.0, (kl - budget) / budget)))
+    return reward_std / math.sqrt(2 * budget)
+
+
+def overspent(kl: float, budget: float, progress: float) -> float:
+    r""":math:`e = \mathrm{clip}((KL - B') / B', -1, 1)`, where :math:`B'` grows to the budget over the first half.
+
+    Args:
+        kl: nats spent.
+        budget: nats.
+        progress: share of the updates done, above 0.
+    """
+    due = budget * min(1.0, 2 * progress)
+    return max(-1.0, min(1.0, (kl - due) / due))
+
+
+def adapt_alpha(alpha: float, error: float, before: float) -> float:
+    r"""One step of the KL controller, :math:`\log \alpha \leftarrow \log \alpha + 0.1\, e_k + (e_k - e_{k-1})`.
+
+    Alpha grows while too much is spent, and while spending grows. The policy follows alpha with a delay: without the
+    second term alpha would swing, or run away.
+
+    Args:
+        alpha: reward units per nat.
+        error: :math:`e_k`, see :func:`overspent`.
+        before: :math:`e_{k-1}`.
+    """
+    return alpha * math.exp(0.1 * error + (error - before))
 
 
 def finetune(
@@ -157,8 +185,7 @@ def finetune(
             log_feasible = math.log(max(info.get("feasible_fraction", 1.0), 1e-300))
             record["gap_nats"] = log_z - (record["reward"] / alpha - record["kl_nats"]) - log_feasible
         if loop.kl_budget is not None:
-            weight = adapt_alpha(alpha, record["kl_nats"], loop.kl_budget)
-            state.anchors[0] = Anchor(state.anchors[0].policy, weight)
+            state.anchors[0] = Anchor(state.anchors[0].policy, _next_alpha([*history, record], loop))
         history.append(record)
         if folder is not None:
             folder.append(folder.metrics, [record])
@@ -175,6 +202,17 @@ def finetune(
             on_step(record)
     tuned.eval().requires_grad_(False)
     return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
+
+
+def _next_alpha(history: list[dict[str, Any]], loop: LoopConfig) -> float:
+    """Alpha of the next update: at first from the spread of the rewards, then by the controller."""
+    last, budget = history[-1], loop.kl_budget
+    assert budget is not None
+    spread = last.get("reward_std", math.nan)
+    if len(history) == 1 and spread > 0:
+        return first_alpha(spread, budget)
+    errors = [overspent(record["kl_nats"], budget, record["step"] / loop.steps) for record in history[-2:]]
+    return adapt_alpha(last["alpha"], errors[-1], errors[0])
 
 
 def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:

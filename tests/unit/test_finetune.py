@@ -348,8 +348,6 @@ def test_the_kl_budget_is_met_wherever_alpha_starts(
     result = finetune(problem.pretrained, problem.reward, algorithm, loop=LoopConfig(steps=100, kl_budget=budget))
     kl = problem.chain.path_kl(result.policy, problem.pretrained).item()
     assert abs(kl - budget) < 0.1 * budget
-    assert result.history[0]["alpha"] == alpha
-    assert result.history[1]["alpha"] == first_alpha(result.history[0]["reward_std"], budget)
     errors = [overspent(record["kl_nats"], budget, 1.0) for record in result.history[-2:]]
     assert result.alpha == adapt_alpha(result.history[-1]["alpha"], errors[1], errors[0])
     assert 0.1 < result.alpha < 3

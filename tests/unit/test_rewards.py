@@ -128,7 +128,7 @@ def test_a_function_that_fails_on_every_design_is_an_error_that_shows_one() -> N
         (None, "got NoneType; return a list"),
         (pd.DataFrame({0: [1.0, 2.0, 3.0]}), "one per design; got 1"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_broken_contract_is_an_error_and_not_an_infeasible_design(answers: Any, message: str) -> None:
     with pytest.raises(OracleError) as caught:

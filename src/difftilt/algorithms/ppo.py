@@ -42,8 +42,6 @@ class PPOInfo:
 
     reward: float
     """Mean reward of the feasible designs of the rollout, reward units."""
-    reward_std: float
-    """Their spread, reward units; falls as the policy sharpens."""
     kl_nats: float
     """Path KL of the rollout to the first anchor (k1: sampled log-ratios), nats."""
     feasible_fraction: float
@@ -141,7 +139,6 @@ class PPO:
         state.updates += 1
         return PPOInfo(
             reward=scores.mean,
-            reward_std=scores.std,
             kl_nats=path.log_ratio[0].sum(0).mean().item(),
             feasible_fraction=scores.feasible.double().mean().item(),
             return_std=(returns[scores.feasible].std() / alpha).item(),

@@ -43,8 +43,6 @@ class RewardBackpropInfo:
 
     reward: float
     """Mean reward of the (hard) designs, reward units."""
-    reward_std: float
-    """Their spread, reward units; falls as the policy sharpens."""
     kl_nats: float
     """Sum of closed-form step KLs to the first anchor, mean over the batch, nats."""
     tau: float
@@ -141,7 +139,6 @@ class RewardBackprop:
         state.updates += 1
         return RewardBackpropInfo(
             reward=value.mean().item(),
-            reward_std=value.std().item(),
             kl_nats=kl[0].mean().item(),
             tau=tau,
             gradient_norm=norm.item(),

@@ -44,8 +44,6 @@ class TrajectoryBalanceInfo:
 
     reward: float
     """Mean reward of the feasible designs of the rollout, reward units."""
-    reward_std: float
-    """Their spread, reward units; falls as the policy sharpens."""
     kl_nats: float
     """Path KL of the rollout to the first anchor (k1: sampled log-ratios), nats."""
     feasible_fraction: float
@@ -157,7 +155,6 @@ class TrajectoryBalance:
         log_z = state.log_z if self.log_z == "learned" else feasible.mean()
         return TrajectoryBalanceInfo(
             reward=scores.mean,
-            reward_std=scores.std,
             kl_nats=path.log_ratio[0].sum(0).mean().item(),
             feasible_fraction=scores.feasible.double().mean().item(),
             residual_std=feasible.std().item(),

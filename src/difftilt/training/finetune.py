@@ -16,12 +16,16 @@ from typing import Any
 from difftilt.core.algorithm import Algorithm, Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
+from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, StateError
 from difftilt.rewards.function import as_reward
 from difftilt.rewards.oracle import Answer, Oracle, as_oracle
 from difftilt.rng import Streams
 from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from difftilt.tracking.run import RunFolder
+
+PILOT = 64
+"""Designs of the pretrained policy that are scored to choose the first alpha of a KL budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,8 @@ class LoopConfig:
     seed: int = 0
     """Seed of every random stream of the run."""
     kl_budget: float | None = None
-    """KL to the pretrained policy to meet, nats: alpha is found, whatever it starts from. Alpha stays fixed when not set."""
+    """KL to the pretrained policy to meet, nats: alpha is found, starting from the spread of a few rewards. Alpha stays
+    fixed when not set."""
     final_learning_rate: float = 0.05
     """Learning rate at the last update, as a share of the first; linear in between."""
     checkpoint_every: int = 10
@@ -68,7 +73,7 @@ class FinetuneResult:
 
 
 def first_alpha(reward_std: float, budget: float) -> float:
-    r""":math:`\alpha = \mathrm{std}(r) / \sqrt{2 B}`, the temperature whose tilt spends ``B`` nats if rewards are normal.
+    r""":math:`\mathrm{std}(r) / \sqrt{2 B}`: the temperature whose tilt spends ``B`` nats if rewards are normal.
 
     Args:
         reward_std: spread of the pretrained policy's rewards, reward units.
@@ -158,8 +163,15 @@ def finetune(
         totals, spent = saved["totals"], saved["seconds"]
         folder.rewind_metrics(first)
         history = folder.read(folder.metrics)
-    elif folder is not None:
-        folder.rewind_metrics(0)
+    else:
+        if folder is not None:
+            folder.rewind_metrics(0)
+        if loop.kl_budget is not None and len(state.anchors) == 1:
+            x_0 = sample_states(pretrained, PILOT, streams("alpha"))
+            totals["network_evaluations"] += PILOT * pretrained.steps
+            spread = score(oracle, policy.codec, x_0).std
+            if spread > 0:
+                state.anchors[0] = Anchor(state.anchors[0].policy, first_alpha(spread, loop.kl_budget))
     started = time.monotonic() - spent
     for step in range(first + 1, loop.steps + 1):
         state.scale_learning_rate(1 + (loop.final_learning_rate - 1) * (step - 1) / max(1, loop.steps - 1))
@@ -185,7 +197,9 @@ def finetune(
             log_feasible = math.log(max(info.get("feasible_fraction", 1.0), 1e-300))
             record["gap_nats"] = log_z - (record["reward"] / alpha - record["kl_nats"]) - log_feasible
         if loop.kl_budget is not None:
-            state.anchors[0] = Anchor(state.anchors[0].policy, _next_alpha([*history, record], loop))
+            before = history[-1] if history else record
+            errors = [overspent(r["kl_nats"], loop.kl_budget, r["step"] / loop.steps) for r in (before, record)]
+            state.anchors[0] = Anchor(state.anchors[0].policy, adapt_alpha(alpha, errors[1], errors[0]))
         history.append(record)
         if folder is not None:
             folder.append(folder.metrics, [record])
@@ -202,17 +216,6 @@ def finetune(
             on_step(record)
     tuned.eval().requires_grad_(False)
     return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
-
-
-def _next_alpha(history: list[dict[str, Any]], loop: LoopConfig) -> float:
-    """Alpha of the next update: at first from the spread of the rewards, then by the controller."""
-    last, budget = history[-1], loop.kl_budget
-    assert budget is not None
-    spread = last.get("reward_std", math.nan)
-    if len(history) == 1 and spread > 0:
-        return first_alpha(spread, budget)
-    errors = [overspent(record["kl_nats"], budget, record["step"] / loop.steps) for record in history[-2:]]
-    return adapt_alpha(last["alpha"], errors[-1], errors[0])
 
 
 def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:

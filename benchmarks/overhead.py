@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ from difftilt import build
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import sample_states
 from difftilt.rng import Streams
+from difftilt.tracking.run import provenance
 
 
 def alternate(ours: Callable[[], object], bare: Callable[[], object], runs: int) -> dict[str, float]:
@@ -84,10 +86,15 @@ def main() -> None:
     torch.set_num_threads(1)
     policy = dt.load("utr-mrl")
     results = {
+        "batch": options.batch,
+        "runs": options.runs,
+        **provenance(),
         "sampling": sampling(policy, options.batch, options.runs),
         "ppo_update": ppo_update(policy, options.batch, options.runs),
     }
-    print(json.dumps(results, indent=2))
+    text = json.dumps(results, indent=2)
+    Path(__file__).with_suffix(".json").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

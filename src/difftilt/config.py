@@ -55,7 +55,7 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str = "sett
     Raises:
         ConfigError: an unknown key (with the nearest valid one) or a value of the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # ty: ignore
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # ty: ignore[invalid-argument-type]
     hints = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
@@ -67,7 +67,7 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str = "sett
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_mapping(hint, value, where=where)  # ty: ignore
+        return from_mapping(hint, value, where=where)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin = typing.get_origin(option) or option

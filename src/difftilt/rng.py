@@ -8,7 +8,7 @@ not move the numbers of another, and all of them are saved in a checkpoint.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -48,7 +48,7 @@ class Streams:
 
 
 @contextmanager
-def seeded_initialisation(seed: int) -> Iterator[None]:
+def seeded_initialisation(seed: int) -> Generator[None, None, None]:
     """Seed torch's global generator inside the block, where networks are built, and restore it after.
 
     The one exception to "nothing seeds global state": torch's layers draw their initial weights from it, and dropout

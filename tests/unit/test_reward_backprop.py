@@ -303,7 +303,8 @@ class Probe(torch.nn.Module):
     def __init__(self, base: torch.nn.Module, steps: int, batch: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.free = torch.nn.Parameter(torch.zeros(steps, batch, 2, dtype=torch.float64))
+        noise = torch.randn(steps, batch, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.free = torch.nn.Parameter(0.1 * noise)  # away from the reference, so that the KL has a gradient too
         self.graph_on: list[bool] = []
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:

@@ -31,7 +31,7 @@ from difftilt.algorithms.advantages import Steps, centred_advantage, choose_step
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, score
+from difftilt.core.reward import Reward, Scores, score
 from difftilt.core.trajectory import rollout, step_log_prob
 from difftilt.types import Float, Tensor
 
@@ -141,7 +141,7 @@ class PPO:
             reward=scores.mean,
             kl_nats=path.log_ratio[0].sum(0).mean().item(),
             feasible_fraction=scores.feasible.double().mean().item(),
-            return_std=(returns[scores.feasible].std() / alpha).item(),
+            return_std=Scores(returns).std / alpha,
             ratio_first_pass=first,
             clip_fraction=torch.stack(clipped).mean().item(),
             gradient_norm=torch.stack(norms).mean().item(),

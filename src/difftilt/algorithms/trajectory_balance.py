@@ -157,7 +157,7 @@ class TrajectoryBalance:
             reward=scores.mean,
             kl_nats=path.log_ratio[0].sum(0).mean().item(),
             feasible_fraction=scores.feasible.double().mean().item(),
-            residual_std=feasible.std().item(),
+            residual_std=Scores(returns).std,
             log_z=log_z.item(),
             gradient_norm=torch.stack(norms).mean().item(),
             network_evaluations=evaluations,

@@ -25,7 +25,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
 
     def add(cls: T) -> T:
         _PARTS.setdefault(kind, {})[name] = cls
-        cls.registered_name = name  # ty: ignore[unresolved-attribute]
+        cls.registered_name = name  # ty: ignore[missing-attribute]
         return cls
 
     return add

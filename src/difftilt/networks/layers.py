@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from difftilt.errors import ConfigError
 from difftilt.types import Float, Tensor
 
 
@@ -54,3 +55,34 @@ class DilatedTower(nn.Module):
         for layer in self.layers:
             h = self.dropout(h + F.relu(layer(h)))
         return h
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm self-attention and a dense layer of four times the width, each added to its input.
+
+    torch's own layer is not used: its fused kernel, taken only where gradients are off, rounds differently, and ratios
+    to stored log-probabilities would not be exactly 1.
+
+    Args:
+        width: model width.
+        heads: attention heads.
+
+    Raises:
+        ConfigError: ``width`` is not a multiple of ``heads``.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"expected a width that is a multiple of {heads} heads; got {width}; change one of them")
+        self.heads = heads
+        self.norm, self.dense_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.read, self.write = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Same shape as the input."""
+        query, key, value = self.read(self.norm(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(query, key, value)
+        h = h + self.write(heads.transpose(1, 2).flatten(2))
+        return h + self.dense(self.dense_norm(h))

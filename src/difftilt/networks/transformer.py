@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import nn
 
 from difftilt.core.registry import register
-from difftilt.networks.layers import TokenEmbedding
+from difftilt.networks.layers import AttentionBlock, TokenEmbedding
 from difftilt.types import Condition, Float, Tensor
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """Gelu under a name that torch does not know.
-
-    Its fused layer, which it takes only without gradients, rounds differently: ratios would not be exactly 1.
-    """
-    return F.gelu(x)
 
 
 @register("denoiser", "transformer")
@@ -40,10 +31,7 @@ class TransformerDenoiser(nn.Module):
             "vocabulary": vocabulary, "length": length, "width": width, "depth": depth, "heads": heads
         }  # fmt: skip
         self.embed = TokenEmbedding(vocabulary + 1, length, width)
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation=_gelu, batch_first=True, norm_first=True
-        )
-        self.tower = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.tower = nn.Sequential(*(AttentionBlock(width, heads) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Float[Tensor, "B L V"]:

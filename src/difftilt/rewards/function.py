@@ -40,7 +40,7 @@ class FunctionReward:
         name: for messages and provenance.
     """
 
-    def __init__(self, function: Callable[[list[Any]], Sequence[Any]], name: str | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
         if not callable(function):
             raise ConfigError(f"expected a function; got {type(function).__name__}; pass something callable")
         self.function = function

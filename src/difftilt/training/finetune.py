@@ -95,7 +95,7 @@ def overspent(kl: float, budget: float, progress: float) -> float:
 
 
 def adapt_alpha(alpha: float, error: float, before: float) -> float:
-    r"""One step of the KL controller, :math:`\log \alpha \leftarrow \log \alpha + 0.1\, e_k + (e_k - e_{k-1})`.
+    r"""One step of the KL controller, :math:`\log \alpha \leftarrow \log \alpha + 0.05\, e_k + 0.7\, (e_k - e_{k-1})`.
 
     Alpha grows while too much is spent, and while spending grows. The policy follows alpha with a delay: without the
     second term alpha would swing, or run away.
@@ -105,7 +105,7 @@ def adapt_alpha(alpha: float, error: float, before: float) -> float:
         error: :math:`e_k`, see :func:`overspent`.
         before: :math:`e_{k-1}`.
     """
-    return alpha * math.exp(0.1 * error + (error - before))
+    return alpha * math.exp(0.05 * error + 0.7 * (error - before))
 
 
 def finetune(
@@ -148,7 +148,8 @@ def finetune(
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
     state = algorithm.init(tuned, anchors)
     streams = Streams(loop.seed, policy.device)
-    oracle, history, first, spent = recorded_oracle(reward, folder), [], 0, 0.0
+    oracle, first, spent = recorded_oracle(reward, folder), 0, 0.0
+    history: list[dict[str, Any]] = []
     totals = {"network_evaluations": 0}
     if folder is not None and not resume and (checkpoint_steps(folder.checkpoints) or folder.metrics.is_file()):
         raise StateError(
@@ -179,7 +180,7 @@ def finetune(
         totals["network_evaluations"] += info.pop("network_evaluations")
         info.pop("oracle_calls")
         alpha = state.anchors[0].weight
-        record = {
+        record: dict[str, Any] = {
             "step": step,
             "reward": info.pop("reward"),
             "judge": None,

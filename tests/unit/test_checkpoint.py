@@ -169,6 +169,20 @@ def test_a_kill_at_any_write_leaves_a_whole_checkpoint(
     assert load_checkpoint(tmp_path)[1]["seed"] == 3
 
 
+def test_a_checkpoint_gets_its_name_at_once_and_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, renamed = Path.rename, []
+
+    def watched(self: Path, target: Path) -> Path:
+        renamed.append((sorted(path.name for path in self.iterdir()), Path(target), Path(target).exists()))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    final = save_checkpoint(tmp_path, 1, state())
+    assert renamed == [(["state.json", "state.safetensors"], final, False)]
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
 @pytest.mark.parametrize("left", [0, 10, 0.9])
 def test_a_truncated_checkpoint_is_one_line_with_a_remedy(name: str, left: float, tmp_path: Path) -> None:

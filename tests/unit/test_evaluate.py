@@ -145,19 +145,20 @@ def test_kl_and_gap_of_a_partly_infeasible_policy_are_those_of_its_feasible_part
 
 
 def test_no_number_is_invented_for_an_infeasible_best(problem: TiltedProblem) -> None:
-    """Few feasible designs, all rewards 100: best-of-N among the feasible is 100, whatever N."""
+    """Few feasible designs: the best-of-N has their reward and judge, whatever the judge says of the others."""
     designs = problem.pretrained.codec.decode(problem.chain.designs)
-    likely = problem.pretrained_law.argsort()[-4:].tolist()
-    reward = TableReward({designs[i]: 100.0 for i in likely})
-    done = evaluate(
-        problem.pretrained, problem.pretrained, reward, alpha=ALPHA, judge=judge, designs=60, pool=60, training_calls=60
-    )
+    likely = {designs[i]: 100.0 for i in problem.pretrained_law.argsort()[-4:].tolist()}
+
+    def odd(asked: list[str]) -> list[float]:
+        return [5.0 if design in likely else -1000.0 for design in asked]
+
+    p_pre = problem.pretrained
+    done = evaluate(p_pre, p_pre, TableReward(likely), alpha=ALPHA, judge=odd, designs=60, pool=60, training_calls=60)
     assert 0 < done.facts["before"]["feasible_fraction"] < 0.9
     best = done.facts["best_of_n"]["equal_calls"]
     assert best["n"] == 2
     assert best["reward"] == pytest.approx(100.0)
-    values = {float(designs[i].count("A")) for i in likely}
-    assert min(values) <= best["judge"] <= max(values)
+    assert best["judge"] == pytest.approx(5.0)
 
 
 def test_an_independent_log_z_wins_if_it_knows_more(problem: TiltedProblem) -> None:

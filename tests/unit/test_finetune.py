@@ -88,8 +88,7 @@ def run(problem: TiltedProblem, name: str, reward: Any, **options: Any) -> Finet
 # --- resume --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [None, 0.5], ids=["alpha", "budget"])
-@pytest.mark.parametrize("at", [1, 3, 5, 9])
+@pytest.mark.parametrize(("at", "budget"), [(1, None), (3, None), (5, None), (9, None), (5, 0.5)])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
     name: str, at: int, budget: float | None, problem: TiltedProblem, tmp_path: Path

@@ -160,6 +160,10 @@ def test_a_resumed_run_that_buys_more_keeps_its_places() -> None:
             oracle(["e" * (round_number + 10)])  # not counted, but it takes a place
     assert [answer.design[0] for answer in history] == list("xexexexe")
     assert oracle.evaluation_calls == 4
+    again = as_oracle(Counting(), history=history)
+    again.load_state_dict(saved)
+    again(["x", "e" * 10])  # the second was bought for evaluation: training has not counted it yet
+    assert again.calls == 5
 
 
 def test_a_history_shorter_than_what_was_counted_is_refused() -> None:

@@ -136,8 +136,8 @@ def test_updates_reach_the_best_policy_of_the_class() -> None:
         algorithm = RewardBackprop(alpha=alpha, batch=256, learning_rate=0.05)
         state = algorithm.init(problem.pretrained(), [Anchor(reference, alpha)])
         rng = torch.Generator().manual_seed(0)
-        for update in range(120):
-            state.scale_learning_rate(1 - update / 121)
+        for update in range(80):
+            state.scale_learning_rate(1 - update / 81)
             algorithm.step(state, REWARD, rng)
         return Chain.read(state.policy).objective(REWARD, ALPHA, chain).item()
 

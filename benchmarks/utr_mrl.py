@@ -38,9 +38,9 @@ PPO = {"learning_rate": 2e-3, "steps_per_path": 8}
 BALANCE = {"learning_rate": 2e-3, "steps_per_path": 8}
 BACKPROP = {"learning_rate": 2e-3, "tau_updates": 120}
 PARTS: dict[str, tuple[Any, int]] = {
-    "ppo": (dt.PPO(alpha=ALPHA, **PPO), 60),
+    "ppo": (dt.PPO(alpha=ALPHA, **PPO), 100),
     "reward_backprop": (dt.RewardBackprop(alpha=ALPHA, **BACKPROP), 160),
-    "trajectory_balance": (dt.TrajectoryBalance(alpha=ALPHA, **BALANCE), 70),
+    "trajectory_balance": (dt.TrajectoryBalance(alpha=ALPHA, **BALANCE), 110),
     "ppo-sharp": (dt.PPO(alpha=SHARP, **PPO), 40),
     "reward_backprop-sharp": (dt.RewardBackprop(alpha=SHARP, **BACKPROP), 100),
 }

@@ -15,12 +15,13 @@ from torch import nn
 from difftilt import build
 from difftilt.core.algorithm import Algorithm, Anchor, State
 from difftilt.core.codec import TokenCodec
+from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward
 from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.networks import ConvDenoiser
 from difftilt.problems.landscapes import PairwiseReward
-from difftilt.processes.gaussian import Cosine, Gaussian
+from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
 from difftilt.rng import seeded_initialisation
 from difftilt.tracking.checkpoint import load_checkpoint, save_checkpoint

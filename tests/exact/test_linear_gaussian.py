@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
+from difftilt.core.codec import VectorCodec
+from difftilt.core.noise import VE, VP, Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic, VectorCodec
-from difftilt.processes.gaussian import VE, VP, Cosine, Gaussian
+from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic
+from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
 
 ALPHA = 0.5

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from difftilt.processes.gaussian import Cosine, Gaussian, GaussianStep
+from difftilt.core.noise import Cosine
+from difftilt.processes.gaussian import Gaussian, GaussianStep
 
 Z_BAR = 5.0  # H0: the estimate has the stated mean; two-sided false-alarm rate 6e-7 per test
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from difftilt.core.codec import VectorCodec
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import rollout, step_log_prob
 from difftilt.errors import NoDensityError, UnsupportedError
-from difftilt.problems.linear_gaussian import VectorCodec
-from difftilt.processes.gaussian import GaussianStep, from_diffusers
+from difftilt.networks.diffusers_scheduler import from_diffusers
+from difftilt.processes.gaussian import GaussianStep
 
 
 class Half(nn.Module):

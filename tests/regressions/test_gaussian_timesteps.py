@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftilt.processes.gaussian import from_diffusers
+from difftilt.networks.diffusers_scheduler import from_diffusers
 
 
 def tables(**config):

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from difftilt.core.noise import Cosine
 from difftilt.core.schedule import uniform_grid
 from difftilt.metrics.best_of_n import best_of_n_weights
 from difftilt.metrics.log_z import LogZ
 from difftilt.problems.landscapes import TableReward, random_pairwise
 from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
-from difftilt.processes.gaussian import Cosine, Gaussian
+from difftilt.processes.gaussian import Gaussian
 from difftilt.rewards.oracle import as_oracle
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.training.evaluate import Evaluation, evaluate, interval

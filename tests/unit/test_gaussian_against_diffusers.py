@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from difftilt.processes.gaussian import Gaussian, from_diffusers
+from difftilt.networks.diffusers_scheduler import from_diffusers
+from difftilt.processes.gaussian import Gaussian
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -17,14 +17,15 @@ from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_backprop import RewardBackprop, differentiable_rollout, reward_backprop_loss
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.core.algorithm import Anchor
-from difftilt.core.codec import TokenCodec
+from difftilt.core.codec import TokenCodec, VectorCodec
+from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.landscapes import TableReward, corrected, random_pairwise
-from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic, VectorCodec
+from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
-from difftilt.processes.gaussian import Cosine, Gaussian
+from difftilt.processes.gaussian import Gaussian
 from difftilt.rewards.table import TableReward as MeasuredTable
 
 ALPHA = 0.5

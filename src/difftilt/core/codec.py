@@ -14,7 +14,7 @@ import torch
 
 from difftilt.core.registry import register
 from difftilt.errors import DataError, ShapeError
-from difftilt.types import Int, Tensor
+from difftilt.types import Float, Int, Tensor
 
 
 @runtime_checkable
@@ -103,3 +103,20 @@ class TokenCodec:
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"alphabet": self.alphabet, "length": self.length, "aliases": self.aliases}
+
+
+@register("codec", "vector")
+class VectorCodec:
+    """Designs are the states themselves, as numpy vectors."""
+
+    def decode(self, x_0: Float[Tensor, "B d"]) -> list[np.ndarray]:
+        """Rows."""
+        return list(x_0.detach().cpu().double().numpy())
+
+    def encode(self, designs: Sequence[np.ndarray]) -> Float[Tensor, "B d"]:
+        """Rows to states."""
+        return torch.from_numpy(np.stack(designs))
+
+    def config(self) -> dict[str, Any]:
+        """No arguments."""
+        return {}

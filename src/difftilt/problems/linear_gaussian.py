@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from difftilt.core.codec import VectorCodec
 from difftilt.core.policy import Policy
 from difftilt.core.registry import register
 from difftilt.errors import ConfigError, UnsupportedError
@@ -245,23 +246,6 @@ class AffineDenoiser(nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"size": self.size, "grid": self.grid}
-
-
-@register("codec", "vector")
-class VectorCodec:
-    """Designs are the states themselves, as numpy vectors."""
-
-    def decode(self, x_0: Float[Tensor, "B d"]) -> list[np.ndarray]:
-        """Rows."""
-        return list(x_0.detach().cpu().double().numpy())
-
-    def encode(self, designs: Sequence[np.ndarray]) -> Float[Tensor, "B d"]:
-        """Rows to states."""
-        return torch.from_numpy(np.stack(designs))
-
-    def config(self) -> dict[str, Any]:
-        """No arguments."""
-        return {}
 
 
 @dataclass(frozen=True)

@@ -24,21 +24,18 @@ instead, which gives every step a density and charges (3) for it.
 
 References:
     Ho et al. 2020 (DDPM, eq. 6-7), https://arxiv.org/abs/2006.11239; Song, Meng, Ermon 2021 (DDIM, eq. 12 and 16),
-    https://arxiv.org/abs/2010.02502; Song et al. 2021 (VP and VE, eq. 30-33), https://arxiv.org/abs/2011.13456;
-    Salimans and Ho 2022 (v), https://arxiv.org/abs/2202.00512.
+    https://arxiv.org/abs/2010.02502; Salimans and Ho 2022 (v), https://arxiv.org/abs/2202.00512.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 
+from difftilt.core.noise import Schedule
 from difftilt.core.process import Process
 from difftilt.core.registry import construct, describe, register
 from difftilt.core.transition import Transition
@@ -47,98 +44,6 @@ from difftilt.types import Float, Tensor
 
 VARIANCES = ("fixed_small", "fixed_large")
 PREDICTIONS = ("epsilon", "x_0", "v")
-
-
-class Schedule(ABC):
-    """Noise scales over time."""
-
-    last: float = 1.0
-    """The latest time from which DDPM's step to ``t = 0`` adds no noise (Ho et al., algorithm 2: the last step)."""
-
-    @abstractmethod
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`\alpha_t, \sigma_t` in float64, in the shape of ``t``."""
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return asdict(self)  # ty: ignore
-
-
-@register("schedule", "vp")
-@dataclass(frozen=True)
-class VP(Schedule):
-    r"""Linear beta: :math:`\log \alpha_t = -\tfrac12 \int_0^t \beta`, :math:`\sigma_t^2 = 1 - \alpha_t^2`."""
-
-    beta_min: float = 0.1
-    """Noise rate at ``t = 0``, per unit time; Song et al.: 0.1."""
-    beta_max: float = 20.0
-    """Noise rate at ``t = 1``, per unit time; Song et al.: 20."""
-
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        log_alpha = -0.5 * t.double() * (self.beta_min + 0.5 * t.double() * (self.beta_max - self.beta_min))
-        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
-
-
-@register("schedule", "cosine")
-@dataclass(frozen=True)
-class Cosine(Schedule):
-    r""":math:`\alpha_t = \cos\theta_t, \sigma_t = \sin\theta_t`, with :math:`\theta_t` proportional to ``t``."""
-
-    alpha_end: float = 1e-3
-    r""":math:`\alpha_1`; 0 is zero terminal signal, which an epsilon prediction cannot invert."""
-
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        angle = t.double() * math.acos(self.alpha_end)
-        return angle.cos(), angle.sin()
-
-
-@register("schedule", "ve")
-@dataclass(frozen=True)
-class VE(Schedule):
-    r"""Geometric: :math:`\alpha_t = 1, \sigma_t^2 = \sigma_{low}^2 ((\sigma_{high}/\sigma_{low})^{2t} - 1)`."""
-
-    sigma_low: float = 0.01
-    """Scale of the smallest noise, in units of the data; Song et al.: 0.01."""
-    sigma_high: float = 50.0
-    """Scale of the largest noise, in units of the data; Song et al.: about the largest distance between examples."""
-
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        sigma = self.sigma_low * torch.expm1(2 * t.double() * math.log(self.sigma_high / self.sigma_low)).sqrt()
-        return torch.ones_like(sigma), sigma
-
-
-@register("schedule", "table")
-class Table(Schedule):
-    r"""A table of :math:`\alpha_i^2` at integer timesteps :math:`i = 0 \dots N - 1`, placed at ``t = (i + 1) / N``.
-
-    Other times belong to the next timestep above, so that ``t ~ U(0, 1)`` draws all timesteps alike; a thousandth of
-    a timestep is left for the rounding of float32 times.
-
-    Args:
-        alphas_cumprod: :math:`\alpha_i^2`, decreasing.
-        final: :math:`\alpha_0^2` of ``t = 0``: 1, or ``alphas_cumprod[0]``.
-    """
-
-    def __init__(self, alphas_cumprod: list[float], final: float = 1.0) -> None:
-        self.alphas_cumprod, self.final = list(alphas_cumprod), final
-        self.last = 1.001 / len(self.alphas_cumprod)
-        self._table = torch.tensor([final, *self.alphas_cumprod], dtype=torch.float64)
-
-    def timestep(self, t: Tensor) -> Tensor:
-        """The integer timestep of ``t``, which the network was trained to be told; -1 at ``t = 0``."""
-        return (t.double() * len(self.alphas_cumprod) - 1e-3).ceil().long() - 1
-
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        alpha_squared = self._table.to(t.device)[self.timestep(t) + 1]
-        return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"alphas_cumprod": self.alphas_cumprod, "final": self.final}
 
 
 @register("process", "gaussian")
@@ -344,93 +249,3 @@ def _per_row(scale: Tensor, x: Tensor) -> Tensor:
 
 def _squared_distance(x: Tensor, y: Tensor) -> Float[Tensor, " B"]:
     return (x - y).square().flatten(1).sum(-1, dtype=torch.float64)
-
-
-def from_diffusers(
-    config: Mapping[str, Any], steps: int, *, kernel: str = "ddim", eta: float = 1.0, sigma_min: float = 0.0
-) -> tuple[Gaussian, Float[Tensor, " K1"]]:
-    r"""The chain that a diffusers scheduler runs: its process and its grid. diffusers itself is not imported.
-
-    Timestep ``i`` sits at ``t = (i + 1) / (i_max + 1)``, where ``i_max`` is the first one visited, so that the chain
-    starts at ``t = 1``; ``process.schedule.timestep(t)`` gives ``i`` back for the network. A step goes to the next
-    timestep visited. Differs from diffusers in: its DDIM goes to ``i - T // steps`` instead, which is another one for
-    ``linspace`` and for some ``trailing`` grids.
-
-    Args:
-        config: a ``scheduler_config.json`` of the DDPM or DDIM family; missing keys take diffusers' defaults, except
-            that clipping is off.
-        steps: number of steps ``K``.
-        kernel: ``"ddim"`` or ``"ddpm"``.
-        eta: DDIM's; diffusers' own default is 0.
-        sigma_min: see :class:`Gaussian`.
-
-    Raises:
-        ConfigError: an unknown name, or timesteps outside the table.
-        UnsupportedError: clipping, thresholding or a learned variance, which the step does not have.
-    """
-    total = config.get("num_train_timesteps", 1000)
-    timesteps = _timesteps(config, total, steps)
-    if config.get("clip_sample") or config.get("thresholding"):
-        raise UnsupportedError(
-            "expected clip_sample and thresholding off; got a scheduler that clips its x_0 estimate; switch both off"
-        )
-    # DDPM always ends at alpha = 1 and DDIM never reads variance_type; the "log" kind is fixed_small in other words.
-    variance = config.get("variance_type", "fixed_small").removesuffix("_log") if kernel == "ddpm" else "fixed_small"
-    if variance not in VARIANCES or config.get("variance_type") == "fixed_large_log":
-        raise UnsupportedError(
-            f"expected variance_type fixed_small or fixed_large; got '{config['variance_type']}'; choose one of them"
-        )
-    kinds = {"epsilon": "epsilon", "sample": "x_0", "v_prediction": "v"}
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in kinds:
-        raise nearest(kind, kinds, what="prediction_type")
-    table = torch.cumprod(1 - _betas(config, total), dim=0).tolist()
-    final = 1.0 if kernel == "ddpm" or config.get("set_alpha_to_one", True) else table[0]
-    schedule = Table(table[: timesteps[0] + 1], final)
-    sampler = {"kernel": kernel, "eta": eta, "variance": variance, "sigma_min": sigma_min}
-    grid = torch.tensor([i + 1 for i in timesteps] + [0], dtype=torch.float64) / (timesteps[0] + 1)
-    return Gaussian(schedule, prediction=kinds[kind], prior_std=1.0, **sampler), grid
-
-
-def _timesteps(config: Mapping[str, Any], total: int, steps: int) -> list[int]:
-    """Integer timesteps visited, largest first (Lin et al. 2023, table 2, https://arxiv.org/abs/2305.08891)."""
-    spacing = config.get("timestep_spacing", "leading")
-    if not 1 <= steps <= total:
-        raise ConfigError(f"expected 1 to {total} steps; got {steps}; the table has no more timesteps")
-    if spacing == "leading":
-        visited = np.arange(steps)[::-1] * (total // steps) + config.get("steps_offset", 0)
-    elif spacing == "linspace":
-        visited = np.linspace(0, total - 1, steps).round()[::-1]
-    elif spacing == "trailing":
-        visited = np.arange(total, 0, -total / steps)[:steps].round() - 1
-    else:
-        raise nearest(spacing, ("leading", "linspace", "trailing"), what="timestep_spacing")
-    if visited[0] >= total:
-        raise ConfigError(f"expected timesteps below {total}; got {int(visited[0])}; lower steps_offset")
-    return [int(i) for i in visited]
-
-
-def _betas(config: Mapping[str, Any], total: int) -> Float[Tensor, " T"]:
-    """Betas in float32, the arithmetic of the tables that models were trained with."""
-    name, start, end = (
-        config.get(key, default)
-        for key, default in (("beta_schedule", "linear"), ("beta_start", 0.0001), ("beta_end", 0.02))
-    )
-    if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
-    elif name == "linear":
-        betas = torch.linspace(start, end, total, dtype=torch.float32)
-    elif name == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, total, dtype=torch.float32) ** 2
-    elif name == "sigmoid":
-        betas = torch.sigmoid(torch.linspace(-6, 6, total)) * (end - start) + start
-    elif name == "squaredcos_cap_v2":
-        bar = [math.cos((i / total + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(total + 1)]
-        betas = torch.tensor([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(total)], dtype=torch.float32)
-    else:
-        raise nearest(name, ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"), what="beta_schedule")
-    if config.get("rescale_betas_zero_snr"):
-        root = torch.cumprod(1 - betas, dim=0).sqrt()
-        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        betas = 1 - torch.cat([root[:1] ** 2, root[1:] ** 2 / root[:-1] ** 2])
-    return betas

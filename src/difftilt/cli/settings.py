@@ -47,7 +47,7 @@ class Settings:
     log_z_samples: int | None = None
     """Reward calls of the independent estimate of log Z; 8192, but 0 for a function, when not set."""
     threads: int = 1
-    """Threads of torch; a run repeats its numbers with the same number only."""
+    """Threads of torch; 2 save time on idle cores only. A run repeats its numbers with the same number."""
     device: str | None = None
     """cpu or cuda; a GPU is used when there is one."""
 

@@ -1,7 +1,7 @@
 """Reward and judge regressors against the small-net yardsticks: Spearman and R² on a random tenth of the rows.
 
-The shipped models are trained on cluster-split halves (45 % of the rows each; see their cards). This trains the same
-networks with the same settings on a random 90 % of a task's rows and tests them on the rest, as the yardsticks were: UTR
+The shipped models are trained on cluster-split halves (45 % of the rows each; see their cards). This trains the
+same networks with the same settings on a random 90 % of a task's rows and tests on the rest, as the yardsticks did: UTR
 0.77 / 0.67, promoter 0.94 / 0.88 (one small network, one minute of one core).
 
 Run: ``python benchmarks/regressors.py`` (needs the data sets). Finished rows of ``--out`` are kept.

@@ -9,6 +9,7 @@ import torch
 
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
+from difftilt.core.value import Value
 from difftilt.types import Condition, Float, Tensor
 
 
@@ -81,7 +82,18 @@ class Sampler(Protocol):
     """Draws designs from a tilted law without training."""
 
     def __call__(
-        self, policy: Policy, reward: Reward, n: int, rng: torch.Generator, *, cond: Condition | None = None
+        self,
+        policy: Policy,
+        reward: Reward,
+        n: int,
+        rng: torch.Generator,
+        *,
+        cond: Condition | None = None,
+        value: Value | None = None,
     ) -> Weighted:
-        """``n`` weighted designs."""
+        """``n`` weighted designs, one row of ``cond`` each.
+
+        ``value`` estimates the soft value; a sampler that needs one and gets none makes the plug-in estimate, and one
+        that needs none ignores it.
+        """
         ...

@@ -22,6 +22,7 @@ from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import sample_states
+from difftilt.core.value import Value
 from difftilt.errors import ConfigError
 from difftilt.types import Condition
 
@@ -54,7 +55,14 @@ class BestOfN:
         return low
 
     def __call__(
-        self, policy: Policy, reward: Reward, n: int, rng: torch.Generator, *, cond: Condition | None = None
+        self,
+        policy: Policy,
+        reward: Reward,
+        n: int,
+        rng: torch.Generator,
+        *,
+        cond: Condition | None = None,
+        value: Value | None = None,
     ) -> Weighted:
         """``n`` designs, each the best of its own N; unweighted, no estimate of log Z."""
         kept = []

@@ -1,4 +1,4 @@
-r"""What a soft value is: :math:`v_t(x) = \alpha \log E_{pre}[ e^{r(x_0)/\alpha} \mid x_t = x ]`, or an estimate of it."""
+r"""A soft value: :math:`v_t(x) = \alpha \log E_{pre}[ e^{r(x_0)/\alpha} \mid x_t = x ]`, or an estimate of it."""
 
 from __future__ import annotations
 

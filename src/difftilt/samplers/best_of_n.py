@@ -76,6 +76,6 @@ class BestOfN:
                     for name, value in cond.items()
                 }
             x_0 = sample_states(policy, size * self.candidates, rng, cond=repeated)
-            value = score(reward, policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, self.candidates)
-            kept.append(x_0.view(size, self.candidates, *x_0.shape[1:])[torch.arange(size), value.argmax(1)])
+            scores = score(reward, policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, self.candidates)
+            kept.append(x_0.view(size, self.candidates, *x_0.shape[1:])[torch.arange(size), scores.argmax(1)])
         return Weighted(torch.cat(kept), torch.zeros(n, dtype=torch.float64), None)

@@ -21,6 +21,8 @@ _PUBLIC = {
     "evaluate": ("difftilt.training.evaluate", "evaluate"),
     "LoopConfig": ("difftilt.training.finetune", "LoopConfig"),
     "PPO": ("difftilt.algorithms.ppo", "PPO"),
+    "Reinforce": ("difftilt.algorithms.reinforce", "Reinforce"),
+    "RewardWeightedMLE": ("difftilt.algorithms.reward_weighted_mle", "RewardWeightedMLE"),
     "RewardBackprop": ("difftilt.algorithms.reward_backprop", "RewardBackprop"),
     "TrajectoryBalance": ("difftilt.algorithms.trajectory_balance", "TrajectoryBalance"),
     "BestOfN": ("difftilt.samplers.best_of_n", "BestOfN"),

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from difftilt.algorithms.ppo import PPO
+from difftilt.algorithms.reinforce import Reinforce
 from difftilt.algorithms.reward_backprop import RewardBackprop
+from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import CONFIG, Policy
@@ -38,6 +40,8 @@ ALGORITHMS: dict[str, type] = {
     "ppo": PPO,
     "reward_backprop": RewardBackprop,
     "trajectory_balance": TrajectoryBalance,
+    "reinforce": Reinforce,
+    "reward_weighted_mle": RewardWeightedMLE,
 }
 SAMPLERS: dict[str, type] = {"best_of_n": BestOfN}
 PARTS = ("denoiser", "reward", "judge")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from difftilt import build
+from difftilt.algorithms.state import SHARES
 from difftilt.core.algorithm import Algorithm, Anchor, State
 from difftilt.core.codec import TokenCodec
 from difftilt.core.noise import Cosine
@@ -29,8 +30,10 @@ from difftilt.tracking.checkpoint import load_checkpoint, save_checkpoint
 ALPHA, LENGTH, BATCH, STEPS = 0.3, 5, 12, 3
 CODEC = TokenCodec("ACGT", LENGTH)
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "ppo": [{}, {"steps_per_path": 2, "epochs": 3, "minibatches": 5}],
+    "ppo": [{}, {"kl": "closed_form"}, {"steps_per_path": 2, "epochs": 3, "minibatches": 5}],
     "reward_backprop": [{}, {"truncation": 2}, {"random_truncation": True}],
+    "reinforce": [{}, {"steps_per_path": 2}],
+    "reward_weighted_mle": [{}, {"control_variate": False}, {"path_correction": False}],
     "trajectory_balance": [{}, {"log_z": "learned", "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
 }
 CASES = [(name, settings) for name in build.ALGORITHMS for settings in SETTINGS.get(name, [{}])]
@@ -309,6 +312,11 @@ def test_numbers_without_meaning_are_refused_before_anything_is_paid(name: str, 
     assert {"alpha", "batch", "learning_rate"} <= set(numeric)
     del numeric["alpha"]  # the anchors' weight, tested above
     for field, type_ in numeric.items():
+        if field in SHARES:
+            for bad in (-0.1, 1.0, math.nan):
+                with pytest.raises(ConfigError, match=f"expected {field} of 0 to below 1; got {bad}"):
+                    kind(**{field: bad})
+            continue
         for bad in (0, -1) if type_ is int else (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ConfigError, match=f"expected {field} above 0; got {bad}"):
                 kind(**{field: bad}).init(policy(), anchors)

@@ -9,19 +9,39 @@ import math
 import pytest
 import torch
 
-from difftilt.algorithms.advantages import centred_advantage, choose_steps, path_return
+from difftilt.algorithms.advantages import centred_advantage
+from difftilt.algorithms.paths import ScoredPaths, choose_steps, path_return
 from difftilt.algorithms.ppo import PPO, ppo_loss
+from difftilt.algorithms.reinforce import Reinforce, reinforce_loss
 from difftilt.algorithms.reward_backprop import RewardBackprop
+from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance, trajectory_balance_loss
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
+from difftilt.core.reward import Scores
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.errors import ConfigError
 from difftilt.problems.landscapes import TableReward, corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem
 
 ALPHA = 0.5
-ALGORITHMS = (PPO(), TrajectoryBalance(), TrajectoryBalance(log_z="learned"), RewardBackprop())
+ALGORITHMS = (
+    PPO(),
+    TrajectoryBalance(),
+    TrajectoryBalance(log_z="learned"),
+    TrajectoryBalance(replay=0.5, exploration=0.25),
+    PPO(kl="closed_form"),
+    Reinforce(),
+    RewardWeightedMLE(),
+    RewardBackprop(),
+)
+BLACK_BOX = ALGORITHMS[:-1]
+
+
+def name_of(algorithm: object) -> str:
+    """Its class, and the settings that are not the defaults."""
+    changed = (f for f in dataclasses.fields(algorithm) if getattr(algorithm, f.name) != f.default)
+    return "-".join([type(algorithm).__name__, *(f"{f.name}={getattr(algorithm, f.name)}" for f in changed)])
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +124,70 @@ def test_the_loss_of_ppo_has_the_sign_of_ascent(problem: TiltedProblem) -> None:
     for parameter in policy.parameters():
         parameter.data += 0.01 * got.view_as(parameter)
     assert problem.gap(policy) < before
+
+
+@pytest.mark.parametrize("broken", [None, "direct gradient dropped", "KL of the return dropped", "both, sign flipped"])
+def test_the_closed_form_kl_needs_its_return_and_its_direct_gradient(
+    problem: TiltedProblem, broken: str | None
+) -> None:
+    """Exact with both parts; 5 % or more off with either alone."""
+    policy = perturbed(problem)
+    exact = gradient(problem.objective(policy, grad=True), policy)
+    paths, p, reward = every_path(problem, policy)
+    steps = choose_steps(paths, torch.arange(paths.batch), None, torch.Generator())
+    kl = policy.step(steps.x_t, steps.t, steps.s).kl(problem.pretrained.step(steps.x_t, steps.t, steps.s))
+    sign = -1.0 if broken == "both, sign flipped" else 1.0
+    direct = -gradient(sign * ALPHA * (p[steps.path] * kl).sum(), policy)
+    returns = reward - sign * ALPHA * kl.detach().view(paths.steps, -1).sum(0)
+    got = expected_ppo_gradient(problem, policy, reward if broken == "KL of the return dropped" else returns)
+    got = got if broken == "direct gradient dropped" else got + direct
+    if broken is None:
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-10)
+    else:
+        assert (got - exact).norm() > 0.05 * exact.norm()
+
+
+def test_the_closed_form_is_what_the_update_descends(problem: TiltedProblem) -> None:
+    """PPO's own loss on every path at once: its gradient is that of the pure functions above."""
+    policy = perturbed(problem)
+    algorithm = PPO(kl="closed_form")
+    state = algorithm.init(policy, [Anchor(problem.pretrained, ALPHA)])
+    path = rollout(policy, 64, torch.Generator().manual_seed(0), references=[problem.pretrained], with_kl=True)
+    data = collected(problem, path)
+    steps = choose_steps(path, torch.arange(64), None, torch.Generator())
+    loss, _ = algorithm.loss(state, data, algorithm.targets(state, data), steps, torch.arange(64))
+    law = policy.step(steps.x_t, steps.t, steps.s)
+    kl = law.kl(problem.pretrained.step(steps.x_t, steps.t, steps.s))
+    returns = data.scores.value - ALPHA * kl.detach().view(path.steps, -1).sum(0)
+    advantage = centred_advantage(returns, data.scores.feasible, feasibility_weight=ALPHA) / ALPHA
+    expected = kl.sum() / 64 - (advantage[steps.path] * law.log_prob(steps.x_s)).sum() / 64
+    torch.testing.assert_close(gradient(loss, policy), gradient(expected, policy), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(path.kl[0].flatten(), kl.detach())
+
+
+def collected(problem: TiltedProblem, path: Trajectory) -> ScoredPaths:
+    """Paths of the policy itself, scored."""
+    value = torch.as_tensor(problem.reward(problem.pretrained.codec.decode(path.x_0)), dtype=torch.float64)
+    return ScoredPaths(path, Scores(value), path.log_prob.sum(0), torch.ones(path.batch, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("broken", [None, "sign flipped", "KL dropped"])
+def test_the_expected_reinforce_gradient_is_that_of_the_exact_objective(
+    problem: TiltedProblem, broken: str | None
+) -> None:
+    policy = perturbed(problem)
+    exact = gradient(problem.objective(policy, grad=True), policy) / ALPHA
+    paths, p, reward = every_path(problem, policy)
+    steps = choose_steps(paths, torch.arange(paths.batch), None, torch.Generator())
+    weight = torch.tensor([0.0 if broken == "KL dropped" else ALPHA], dtype=torch.float64)
+    returns = path_return(reward, paths.log_ratio, weight)
+    advantage = p * (returns - (p * returns).sum()) / ALPHA * (-1 if broken == "sign flipped" else 1)
+    log_prob = policy.step(steps.x_t, steps.t, steps.s).log_prob(steps.x_s)
+    got = -gradient(reinforce_loss(log_prob, advantage[steps.path], scale=1.0, paths=1), policy)
+    if broken is None:
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-10)
+    else:
+        assert (got - exact).norm() > 0.05 * exact.norm()
 
 
 def tb_residual_loss(
@@ -216,7 +300,7 @@ def test_clipping_acts_because_there_are_inner_epochs(problem: TiltedProblem) ->
     assert clip_fraction(epochs=2, minibatches=4) > 0
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=name_of)
 def test_the_optimiser_is_the_same_one_from_update_to_update(problem: TiltedProblem, algorithm: object) -> None:
     """Defect 4: an optimiser made anew at every update never has moments."""
     algorithm = dataclasses.replace(algorithm, batch=32)
@@ -229,7 +313,7 @@ def test_the_optimiser_is_the_same_one_from_update_to_update(problem: TiltedProb
     assert state.optimiser.state_dict()["state"][0]["step"] > first >= 1
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=name_of)
 def test_adding_a_constant_to_the_reward_changes_nothing(problem: TiltedProblem, algorithm: object) -> None:
     """Law 3, run by run: the same random numbers give the same parameters (a learned log Z starts at the batch's)."""
 
@@ -253,7 +337,7 @@ def test_adding_a_constant_to_the_reward_changes_nothing(problem: TiltedProblem,
     assert (plain - start).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=name_of)
 def test_updates_lower_the_exact_gap_and_a_large_alpha_keeps_the_pretrained_law(
     problem: TiltedProblem, algorithm: object
 ) -> None:
@@ -272,7 +356,7 @@ def test_updates_lower_the_exact_gap_and_a_large_alpha_keeps_the_pretrained_law(
     assert stiff.chain.path_kl(state.policy, problem.pretrained) < 0.01
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS[:2], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("algorithm", BLACK_BOX, ids=name_of)
 def test_two_anchors_reach_the_law_of_equation_7(problem: TiltedProblem, algorithm: object) -> None:
     """The law ∝ p_pre^{a/(a+b)} q^{b/(a+b)} exp(r/(a+b)); taking one anchor for both misses it (twin)."""
     other = perturbed(problem, seed=1, size=1.0).requires_grad_(False)

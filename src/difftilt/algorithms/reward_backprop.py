@@ -25,7 +25,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from difftilt.algorithms.state import TunedState, check_settings
@@ -132,10 +131,7 @@ class RewardBackprop:
                 "pathwise gradient; use --algorithm ppo or trajectory_balance"
             )
         loss = reward_backprop_loss(value, kl, state.weights)
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(state.parameters, self.max_gradient_norm)
-        state.optimiser.step()
+        norm = state.descend(loss, self.max_gradient_norm)
         state.updates += 1
         return RewardBackpropInfo(
             reward=value.mean().item(),

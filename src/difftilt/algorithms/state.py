@@ -7,11 +7,15 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.types import Float, Tensor
+
+SHARES = ("replay", "exploration", "running")
+"""Settings that may be 0; their own class checks that they stay below 1."""
 
 
 def check_settings(settings: Any) -> None:
@@ -23,7 +27,7 @@ def check_settings(settings: Any) -> None:
     for name, value in dataclasses.asdict(settings).items():
         if name == "alpha" or isinstance(value, bool) or not isinstance(value, int | float):
             continue  # alpha is checked as the anchors' weight
-        zero = name == "feasibility_weight"
+        zero = name in ("feasibility_weight", *SHARES)
         if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
             raise ConfigError(f"expected {name} {'0 or more' if zero else 'above 0'}; got {value}; correct it")
     if getattr(settings, "minibatches", 1) > settings.batch:
@@ -73,6 +77,25 @@ class TunedState:
         groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": learning_rate}, *(extra or [])]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
+
+    def descend(self, loss: Float[Tensor, ""], max_gradient_norm: float) -> Float[Tensor, ""]:
+        """One optimiser step down ``loss``; returns the gradient's norm before it is cut to ``max_gradient_norm``."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, max_gradient_norm)
+        self.optimiser.step()
+        return norm
+
+    def remember(self, data: Any) -> None:
+        """Keep scored paths of any behaviour to learn from.
+
+        Raises:
+            UnsupportedError: the method is on-policy: its loss means something on fresh paths of its own only.
+        """
+        raise UnsupportedError(
+            "expected a method whose loss is valid on anyone's paths; got an on-policy one; use trajectory_balance, "
+            "path_consistency or reward_weighted_mle"
+        )
 
     def scale_learning_rate(self, factor: float) -> None:
         """Set every learning rate to ``factor`` times its configured value."""

@@ -9,6 +9,8 @@ It is 0 iff :math:`p_\theta(\text{path}) = p_{pre}(\text{path}) e^{r/\alpha} / Z
 ``"learned"`` it is a parameter with its own learning rate. On-policy, the gradient in theta is twice that of
 :math:`-J/\alpha`, with a variance that vanishes at the optimum.
 
+The loss is valid on anybody's paths: see :mod:`difftilt.algorithms.replay` for replay and exploration.
+
 A subset of ``n`` of the K steps keeps the residual of the stored path and scales its gradient by K / n: unbiased at the
 first pass. With all steps the residual is recomputed, so later passes stay exact.
 
@@ -26,49 +28,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from difftilt.algorithms.advantages import centred_advantage, choose_steps, path_return
-from difftilt.algorithms.state import TunedState, check_settings
+from difftilt.algorithms.advantages import centred_advantage
+from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
+from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
+from difftilt.algorithms.state import check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, Scores, score
-from difftilt.core.trajectory import Trajectory, rollout, step_log_prob
-from difftilt.errors import ConfigError
+from difftilt.core.trajectory import step_log_prob
+from difftilt.errors import nearest
 from difftilt.types import Float, Int, Tensor
 
 LOG_Z = ("batch", "learned")
 
 
-@dataclass(frozen=True)
-class TrajectoryBalanceInfo:
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryBalanceInfo(PathInfo):
     """What one update logs."""
 
-    reward: float
-    """Mean reward of the feasible designs of the rollout, reward units."""
-    kl_nats: float
-    """Path KL of the rollout to the first anchor (k1: sampled log-ratios), nats."""
-    feasible_fraction: float
-    """Share of designs with a reward."""
-    residual_std: float
-    """Spread of the residuals, nats; 0 at the optimum."""
     log_z: float
     """The log Z that (1) uses, nats; rises towards the true one."""
-    gradient_norm: float
-    """Before clipping, mean over minibatches."""
-    network_evaluations: int
-    """Denoiser passes, counted per design and step."""
-    oracle_calls: int
-    """Designs scored."""
 
 
-class TrajectoryBalanceState(TunedState):
-    """:class:`TunedState` with the log Z parameter (float64, nats)."""
+class TrajectoryBalanceState(OffPolicyState):
+    """:class:`OffPolicyState` with the log Z parameter (float64, nats)."""
 
     def __init__(
-        self, policy: Policy, anchors: list[Anchor], *, learning_rate: float, log_z_learning_rate: float
+        self,
+        policy: Policy,
+        anchors: list[Anchor],
+        *,
+        learning_rate: float,
+        log_z_learning_rate: float,
+        capacity: int,
     ) -> None:
         self.log_z = nn.Parameter(torch.zeros((), dtype=torch.float64, device=policy.device))
         extra = [{"params": [self.log_z], "lr": log_z_learning_rate}]
-        super().__init__(policy, anchors, learning_rate=learning_rate, extra=extra)
+        super().__init__(policy, anchors, learning_rate=learning_rate, capacity=capacity, extra=extra)
 
     def state_dict(self) -> dict[str, Any]:
         """As the base, and log Z."""
@@ -98,98 +93,67 @@ def trajectory_balance_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryBalance:
+class TrajectoryBalance(OffPolicySettings):
     """Settings of trajectory balance; see the module for the method."""
 
-    alpha: float = 0.1
-    """KL temperature, reward units per nat; used where no anchors are given."""
-    batch: int = 256
-    """Paths per update, B: also reward calls per update."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
     log_z: str = "batch"
     """``"batch"`` (VarGrad) or ``"learned"``."""
     log_z_learning_rate: float = 0.1
     """Of the learned log Z."""
     epochs: int = 1
-    """Passes over the rollout."""
+    """Passes over the paths of an update."""
     minibatches: int = 2
     """Optimiser steps per pass."""
-    steps_per_path: int | None = None
-    """Random steps of each path in each pass, n; all K when not set."""
-    max_gradient_norm: float = 10.0
-    """Gradients are scaled down to this norm."""
-    feasibility_weight: float | None = None
-    """Weight of log P(feasible), reward units per nat; alpha when not set."""
+
+    info = TrajectoryBalanceInfo
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.log_z not in LOG_Z:
-            raise ConfigError(f"expected log_z to be one of {', '.join(LOG_Z)}; got '{self.log_z}'; correct it")
+            raise nearest(self.log_z, LOG_Z, what="log_z")
 
     def init(self, policy: Policy, anchors: list[Anchor]) -> TrajectoryBalanceState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
         return TrajectoryBalanceState(
-            policy, anchors, learning_rate=self.learning_rate, log_z_learning_rate=self.log_z_learning_rate
+            policy,
+            anchors,
+            learning_rate=self.learning_rate,
+            log_z_learning_rate=self.log_z_learning_rate,
+            capacity=self.replay_paths,
         )
 
-    def step(self, state: TrajectoryBalanceState, reward: Reward, rng: torch.Generator) -> TrajectoryBalanceInfo:
-        """One rollout of ``batch`` paths, scored once, and ``epochs`` passes over it."""
-        policy, alpha = state.policy, state.alpha
-        path = rollout(policy, self.batch, rng, references=state.references)
-        state.x_0 = path.x_0
-        scores = score(reward, policy.codec, path.x_0)
-        returns = path_return(scores.value, path.log_ratio, state.weights) / alpha
-        if state.updates == 0 and scores.feasible.any():
-            state.log_z.data.fill_(returns[scores.feasible].mean())
-        evaluations = path.steps * self.batch * (1 + len(state.anchors))
-        norms = []
-        for _ in range(self.epochs):
-            order = torch.randperm(self.batch, generator=rng, device=policy.device)
-            for rows in order.tensor_split(self.minibatches):
-                norm, count = self._update(state, path, scores, rows, rng)
-                evaluations += count
-                norms.append(norm)
-        state.updates += 1
-        feasible = returns[scores.feasible]
-        log_z = state.log_z if self.log_z == "learned" else feasible.mean()
-        return TrajectoryBalanceInfo(
-            reward=scores.mean,
-            kl_nats=path.log_ratio[0].sum(0).mean().item(),
-            feasible_fraction=scores.feasible.double().mean().item(),
-            residual_std=Scores(returns).std,
-            log_z=log_z.item(),
-            gradient_norm=torch.stack(norms).mean().item(),
-            network_evaluations=evaluations,
-            oracle_calls=self.batch,
-        )
+    def passes(self) -> tuple[int, int]:
+        """As set: with all steps the residual is recomputed, so every pass is exact."""
+        return self.epochs, self.minibatches
 
-    def _update(
+    def targets(self, state: TrajectoryBalanceState, data: ScoredPaths) -> Float[Tensor, " B"]:
+        """Weighted path log-ratios as stored, nats; a learned log Z starts at the first batch's."""
+        if state.updates == 0 and data.scores.feasible.any():
+            state.log_z.data.fill_((data.returns(state.weights) / state.alpha)[data.scores.feasible].mean())
+        return ((state.weights / state.alpha)[:, None] * data.path.log_ratio.sum(1)).sum(0)
+
+    def loss(
         self,
         state: TrajectoryBalanceState,
-        path: Trajectory,
-        scores: Scores,
+        data: ScoredPaths,
+        targets: Float[Tensor, " B"],
+        steps: Steps,
         rows: Int[Tensor, " P"],
-        rng: torch.Generator,
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Equation (1) over the feasible paths, and the push of the others towards feasibility."""
         alpha = state.alpha
-        steps = choose_steps(path, rows, self.steps_per_path, rng)
         log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
         change = log_prob - (steps.log_prob if steps.scale == 1 else log_prob.detach())
         change = steps.scale * change.view(-1, len(rows)).sum(0)
-        stored = ((state.weights / alpha)[:, None] * path.log_ratio[:, :, rows].sum(1)).sum(0)
-        feasible, log_ratio, value = scores.feasible[rows], stored + change, scores.value[rows]
-        loss = change.sum() * 0
+        feasible, log_ratio, value = data.scores.feasible[rows], targets[rows] + change, data.scores.value[rows]
+        loss, log_z = change.sum() * 0, state.log_z
         if feasible.any():
-            target = value[feasible] / alpha - log_ratio[feasible]
-            log_z = state.log_z if self.log_z == "learned" else target.mean()
+            if self.log_z == "batch":
+                log_z = (value / alpha - log_ratio)[feasible].mean()
             loss = trajectory_balance_loss(log_ratio[feasible], value[feasible], log_z, alpha=alpha)
         if not feasible.all():
-            weight = alpha if self.feasibility_weight is None else self.feasibility_weight
-            push = centred_advantage(torch.zeros_like(value), feasible, feasibility_weight=weight / alpha)
+            weight = self.weigh_feasibility(alpha) / alpha
+            push = centred_advantage(torch.zeros_like(value), feasible, feasibility_weight=weight)
             loss = loss - 2 * (push * change).mean()
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(state.parameters, self.max_gradient_norm)
-        state.optimiser.step()
-        return norm, len(steps.path)
+        return loss, {"log_z": log_z.detach()}

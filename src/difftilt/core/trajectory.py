@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.policy import Policy
+from difftilt.core.transition import Transition
 from difftilt.types import Condition, Float, Tensor
 
 
@@ -33,6 +34,8 @@ class Trajectory:
     """The grid visited."""
     cond: Condition | None = None
     """Conditions, one row per chain."""
+    kl: Float[Tensor, "A K B"] | None = None
+    """Closed-form KL of each step to each reference policy, nats, float64, where asked for."""
 
     @property
     def x_0(self) -> Tensor:
@@ -59,8 +62,11 @@ def step_log_prob(
     policy: Policy, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
 ) -> Float[Tensor, " B"]:
     """Log-probability of a step, nats; exactly 0 for steps without density. Gradient flows to the denoiser."""
-    law = policy.step(x_t, t, s, cond)
-    return law.log_prob(x_s) if law.has_density else torch.zeros(x_t.shape[0], device=x_t.device)
+    return _log_prob(policy.step(x_t, t, s, cond), x_s)
+
+
+def _log_prob(law: Transition, x_s: Tensor) -> Float[Tensor, " B"]:
+    return law.log_prob(x_s) if law.has_density else torch.zeros(x_s.shape[0], device=x_s.device)
 
 
 @torch.no_grad()
@@ -71,6 +77,7 @@ def rollout(
     *,
     references: Sequence[Policy] = (),
     cond: Condition | None = None,
+    with_kl: bool = False,
 ) -> Trajectory:
     """Run ``n`` chains and keep every state and log-probability. No gradient flows.
 
@@ -80,24 +87,32 @@ def rollout(
         rng: noise source, on the policy's device.
         references: policies under which the same steps are scored.
         cond: conditions with batch axis ``n``.
+        with_kl: keep the closed-form KL of each step to the references too.
     """
     x_t = policy.prior(n, rng)
-    states, log_prob, reference = [x_t], [], []
+    states, log_prob, reference, kl = [x_t], [], [], []
     for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
         law = policy.step(x_t, t, s, cond)
         x_s = law.sample(rng)
-        log_prob.append(law.log_prob(x_s) if law.has_density else torch.zeros(n, device=x_t.device))
-        reference.append([step_log_prob(other, x_t, x_s, t, s, cond) for other in references])
+        log_prob.append(_log_prob(law, x_s))
+        others = [other.step(x_t, t, s, cond) for other in references]
+        reference.append([_log_prob(other, x_s) for other in others])
+        kl.append([law.kl(other) for other in others] if with_kl else [])
         states.append(x_s)
         x_t = x_s
-    rows = [torch.stack([step[a] for step in reference]) for a in range(len(references))]
-    nobody = torch.zeros((0, policy.steps, n), dtype=torch.float64, device=x_t.device)
+
+    def by_reference(rows: list[list[Tensor]]) -> Float[Tensor, "A K B"]:
+        stacked = [torch.stack([row[a] for row in rows]) for a in range(len(references))]
+        nobody = torch.zeros((0, policy.steps, n), device=x_t.device)
+        return (torch.stack(stacked) if stacked else nobody).double()
+
     return Trajectory(
         states=torch.stack(states),
         log_prob=torch.stack(log_prob).double(),
-        reference_log_prob=torch.stack(rows).double() if rows else nobody,
+        reference_log_prob=by_reference(reference),
         times=policy.grid,
         cond=cond,
+        kl=by_reference(kl) if with_kl else None,
     )
 
 

@@ -22,7 +22,6 @@ HEALTH = {
     "clip_fraction": ("share of ratios clipped", "healthy: 0.02 to 0.3; exactly 0 means that clipping never acts"),
     "ratio_first_pass": ("largest |log ratio| at the first pass, nats", "healthy: below 0.0001"),
     "return_std": ("spread of path returns, nats", "falls toward 0 as the optimum is approached"),
-    "residual_std": ("spread of residuals, nats", "0 at the optimum"),
     "log_z": ("log Z in use, nats", "rises toward the true one"),
     "tau": ("Gumbel temperature tau, no unit", "the gradient's bias falls with it"),
     "gradient_norm": ("gradient norm before clipping", ""),

@@ -1,0 +1,262 @@
+r"""Scored paths: what every method that learns from finished paths collects, keeps and draws its steps from.
+
+With anchors :math:`(p_a, w_a)`, :math:`\alpha = \sum_a w_a` and :math:`L_a = \sum_k l_{a,k}` the return of a path is
+
+.. math:: R = r(x_0) - \sum_a w_a L_a                                                                  \qquad (1)
+
+and its log-weight towards the tilted law, for a path that a *behaviour* policy ``b`` generated, is
+
+.. math:: \log w = r(x_0) / \alpha - \sum_a \frac{w_a}{\alpha} \big( \log b(\text{path}) - \log p_a(\text{path}) \big)
+    \qquad (2)
+
+so that :math:`E_b[w f] / E_b[w] = E_{p^*}[f]`; for ``b`` the tuned policy, (2) is :math:`R / \alpha`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from difftilt.algorithms.state import TunedState, check_settings
+from difftilt.core.algorithm import Anchor
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward, Scores, score
+from difftilt.core.trajectory import Trajectory, rollout
+from difftilt.types import Bool, Condition, Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class ScoredPaths:
+    """Finished paths with rewards, whoever generated them."""
+
+    path: Trajectory
+    """``log_prob`` is that of the tuned policy as it was when the batch was put together."""
+    scores: Scores
+    """Rewards, reward units; NaN where infeasible."""
+    behaviour_log_prob: Float[Tensor, " B"]
+    """Of the whole path, under whoever generated it, nats."""
+    own: Bool[Tensor, " B"]
+    """Whether that was the tuned policy as it is."""
+    network_evaluations: int = 0
+    """Denoiser passes that putting the batch together took."""
+    oracle_calls: int = 0
+    """Designs scored for it."""
+
+    def returns(self, weights: Float[Tensor, " A"]) -> Float[Tensor, " B"]:
+        """Equation (1), reward units; NaN where the reward is."""
+        return path_return(self.scores.value, self.path.log_ratio, weights)
+
+    def log_weight(self, weights: Float[Tensor, " A"]) -> Float[Tensor, " B"]:
+        """Equation (2), nats; ``-inf`` where infeasible."""
+        away = self.behaviour_log_prob - self.path.log_prob.sum(0)
+        log_weight = self.returns(weights) / weights.sum() - away
+        return log_weight.where(self.scores.feasible, -math.inf)
+
+
+def path_return(
+    reward: Float[Tensor, " B"], log_ratio: Float[Tensor, "A K B"], weights: Float[Tensor, " A"]
+) -> Float[Tensor, " B"]:
+    """Equation (1), reward units; NaN where the reward is."""
+    return reward - (weights[:, None] * log_ratio.sum(1)).sum(0)
+
+
+def collect(state: TunedState, reward: Reward, n: int, rng: torch.Generator, *, with_kl: bool = False) -> ScoredPaths:
+    """``n`` paths of the tuned policy, scored once; their designs stay in ``state.x_0``."""
+    path = rollout(state.policy, n, rng, references=state.references, with_kl=with_kl)
+    state.x_0 = path.x_0
+    everyone = torch.ones(n, dtype=torch.bool, device=path.x_0.device)
+    scores = score(reward, state.policy.codec, path.x_0)
+    evaluations = path.steps * n * (1 + len(state.anchors))
+    return ScoredPaths(path, scores, path.log_prob.sum(0), everyone, evaluations, n)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Some steps of some paths, flattened to one batch of ``R`` rows."""
+
+    x_t: Tensor
+    x_s: Tensor
+    t: Float[Tensor, " R"]
+    s: Float[Tensor, " R"]
+    log_prob: Float[Tensor, " R"]
+    """As stored at rollout, nats."""
+    path: Int[Tensor, " R"]
+    """Index of the path in the batch."""
+    scale: float
+    """``K / n``: makes sums over the ``n`` chosen steps unbiased for sums over all ``K``."""
+    cond: Condition | None
+
+
+def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | None, rng: torch.Generator) -> Steps:
+    """A uniformly random subset of ``count`` steps of each path in ``paths`` (all steps, in order, for ``None``)."""
+    steps = trajectory.steps
+    count = steps if count is None else min(count, steps)
+    if count == steps:
+        k = torch.arange(steps, device=paths.device).expand(len(paths), -1)
+    else:
+        k = torch.rand((len(paths), steps), generator=rng, device=paths.device).topk(count, dim=1).indices
+    k, path = k.T.flatten(), paths.repeat(count)
+    cond = None if trajectory.cond is None else {name: value[path] for name, value in trajectory.cond.items()}
+    return Steps(
+        x_t=trajectory.states[k, path],
+        x_s=trajectory.states[k + 1, path],
+        t=trajectory.times[k],
+        s=trajectory.times[k + 1],
+        log_prob=trajectory.log_prob[k, path],
+        path=path,
+        scale=steps / count,
+        cond=cond,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathInfo:
+    """What one update of any of these methods logs."""
+
+    reward: float
+    """Mean reward of the feasible designs of the rollout, reward units."""
+    kl_nats: float
+    """Path KL of the rollout to the first anchor (k1: sampled log-ratios), nats."""
+    feasible_fraction: float
+    """Share of designs with a reward; healthy: rising to 1."""
+    return_std: float
+    """Spread of the path returns in nats; falls towards 0 as the optimum is approached."""
+    gradient_norm: float
+    """Before clipping, mean over minibatches."""
+    network_evaluations: int
+    """Denoiser passes, counted per design and step (rollout, reference and update; a backward is not counted)."""
+    oracle_calls: int
+    """Designs scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings(ABC):
+    """Settings of methods that learn from scored paths."""
+
+    alpha: float = 0.1
+    """KL temperature, reward units per nat; used where no anchors are given."""
+    batch: int = 256
+    """Paths per update, B: also reward calls per update."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    steps_per_path: int | None = None
+    """Random steps of each path in each pass, n; all K when not set."""
+    max_gradient_norm: float = 10.0
+    """Gradients are scaled down to this norm."""
+    feasibility_weight: float | None = None
+    """Weight of log P(feasible), reward units per nat; alpha when not set."""
+
+    info: ClassVar[type[PathInfo]] = PathInfo
+    """What :meth:`step` returns."""
+
+    def init(self, policy: Policy, anchors: list[Anchor]) -> TunedState:
+        """Start tuning ``policy`` in place."""
+        check_settings(self)
+        return TunedState(policy, anchors, learning_rate=self.learning_rate)
+
+    def step(self, state: Any, reward: Reward, rng: torch.Generator) -> Any:
+        """One batch of paths, scored once, and what is learned from it."""
+        return self.learn(state, self.collect(state, reward, rng), rng)
+
+    def collect(self, state: Any, reward: Reward, rng: torch.Generator) -> ScoredPaths:
+        """The paths of one update."""
+        return collect(state, reward, self.batch, rng)
+
+    def learn(self, state: Any, data: ScoredPaths, rng: torch.Generator) -> Any:
+        """The passes over ``data``."""
+        path, returns = data.path, data.returns(state.weights)
+        targets = self.targets(state, data)
+        norms, evaluations = [], data.network_evaluations
+        watched: list[dict[str, Tensor]] = []
+        epochs, minibatches = self.passes()
+        for _ in range(epochs):
+            order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
+            for rows in order.tensor_split(minibatches):
+                steps = choose_steps(path, rows, self.steps_per_path, rng)
+                loss, seen = self.loss(state, data, targets, steps, rows)
+                norms.append(state.descend(loss, self.max_gradient_norm))
+                evaluations += self.evaluations(state, steps)
+                watched.append(seen)
+        state.updates += 1
+        own = Scores(data.scores.value[data.own])
+        return self.info(
+            reward=own.mean,
+            kl_nats=path.log_ratio[0].sum(0)[data.own].mean().item(),
+            feasible_fraction=own.feasible.double().mean().item(),
+            return_std=Scores(returns[data.own]).std / state.alpha,
+            gradient_norm=torch.stack(norms).mean().item(),
+            network_evaluations=evaluations,
+            oracle_calls=data.oracle_calls,
+            **self.watch(watched),
+        )
+
+    def passes(self) -> tuple[int, int]:
+        """Passes over the paths of an update, and optimiser steps per pass: one, where the loss is on-policy."""
+        return 1, 1
+
+    @abstractmethod
+    def targets(self, state: Any, data: ScoredPaths) -> Any:
+        """What the loss needs of the whole batch, computed once before the passes. No gradient flows."""
+
+    @abstractmethod
+    def loss(
+        self, state: Any, data: ScoredPaths, targets: Any, steps: Steps, rows: Int[Tensor, " P"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The loss of one minibatch (``steps`` of the paths ``rows``), and numbers to watch."""
+
+    def evaluations(self, state: Any, steps: Steps) -> int:
+        """Network passes of one :meth:`loss`."""
+        return len(steps.path)
+
+    def watch(self, watched: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Fields of the record made of what :meth:`loss` watched: means over minibatches."""
+        return {name: torch.stack([seen[name] for seen in watched]).double().mean().item() for name in watched[0]}
+
+    def weigh_feasibility(self, alpha: float) -> float:
+        """``feasibility_weight`` or its default, alpha."""
+        return alpha if self.feasibility_weight is None else self.feasibility_weight
+
+
+def select(data: ScoredPaths, rows: Tensor) -> ScoredPaths:
+    """Some of the paths, by index or mask."""
+    path = data.path
+    cond = None if path.cond is None else {name: value[rows] for name, value in path.cond.items()}
+    part = replace(
+        path,
+        states=path.states[:, rows],
+        log_prob=path.log_prob[:, rows],
+        reference_log_prob=path.reference_log_prob[:, :, rows],
+        cond=cond,
+    )
+    scores = Scores(data.scores.value[rows])
+    return replace(data, path=part, scores=scores, behaviour_log_prob=data.behaviour_log_prob[rows], own=data.own[rows])
+
+
+def merge(parts: list[ScoredPaths]) -> ScoredPaths:
+    """Paths of one chain, one after the other; their costs add up."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0].path
+    cond = None
+    if first.cond is not None:
+        cond = {name: torch.cat([(part.path.cond or {})[name] for part in parts]) for name in first.cond}
+    path = replace(
+        first,
+        states=torch.cat([part.path.states for part in parts], dim=1),
+        log_prob=torch.cat([part.path.log_prob for part in parts], dim=1),
+        reference_log_prob=torch.cat([part.path.reference_log_prob for part in parts], dim=2),
+        cond=cond,
+    )
+    scores = Scores(torch.cat([part.scores.value for part in parts]))
+    return ScoredPaths(
+        path,
+        scores,
+        torch.cat([part.behaviour_log_prob for part in parts]),
+        torch.cat([part.own for part in parts]),
+        sum(part.network_evaluations for part in parts),
+        sum(part.oracle_calls for part in parts),
+    )

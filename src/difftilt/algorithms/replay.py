@@ -1,0 +1,130 @@
+r"""Off-policy data: a replay buffer and exploration, for methods whose loss is valid on anybody's paths.
+
+Such a loss asks for :math:`\log p_\theta` of a *given* path, whoever drew it. Each batch mixes three kinds: fresh paths
+of the tuned policy, fresh paths of the first anchor (exploration: it knows nothing of the reward yet and has full
+support), and old paths with the log-probability of the behaviour that drew them, stored at the time. The tuned
+policy's own log-probability of old paths is computed anew when they are drawn; exploration never enters it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from difftilt.algorithms.paths import PathSettings, ScoredPaths, collect, merge, select
+from difftilt.algorithms.state import TunedState, check_settings
+from difftilt.core.algorithm import Anchor
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward, Scores, score
+from difftilt.core.trajectory import Trajectory, rollout, step_log_prob
+from difftilt.errors import ConfigError
+from difftilt.types import Float, Tensor
+
+
+class OffPolicyState(TunedState):
+    """:class:`TunedState` with the paths kept, the newest last."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        anchors: list[Anchor],
+        *,
+        learning_rate: float,
+        capacity: int,
+        extra: list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(policy, anchors, learning_rate=learning_rate, extra=extra)
+        self.capacity = capacity
+        self.kept: ScoredPaths | None = None
+
+    def remember(self, data: ScoredPaths) -> None:
+        """Keep scored paths of any behaviour; the oldest beyond the capacity are forgotten."""
+        old = replace(data, own=torch.zeros_like(data.own), network_evaluations=0, oracle_calls=0)
+        merged = merge([old] if self.kept is None else [self.kept, old])
+        self.kept = select(merged, torch.arange(merged.path.batch, device=self.policy.device)[-self.capacity :])
+
+    def recall(self, n: int, rng: torch.Generator) -> ScoredPaths:
+        """``n`` different paths of those kept, as the tuned policy and the anchors see them now."""
+        assert self.kept is not None
+        chosen = torch.randperm(self.kept.path.batch, generator=rng, device=rng.device)[:n]
+        data = select(self.kept, chosen)
+        path = replace(data.path, log_prob=path_log_prob(self.policy, data.path))
+        return replace(data, path=path, network_evaluations=path.steps * path.batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base, and the paths kept."""
+        if self.kept is None:
+            return super().state_dict()
+        path = self.kept.path
+        kept = {
+            "states": path.states,
+            "log_prob": path.log_prob,
+            "reference_log_prob": path.reference_log_prob,
+            "reward": self.kept.scores.value,
+            "behaviour_log_prob": self.kept.behaviour_log_prob,
+        }
+        return {**super().state_dict(), "kept": kept | {f"cond.{k}": v for k, v in (path.cond or {}).items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state)
+        if "kept" in state:
+            kept = state["kept"]
+            cond = {k.removeprefix("cond."): v for k, v in kept.items() if k.startswith("cond.")} or None
+            path = Trajectory(kept["states"], kept["log_prob"], kept["reference_log_prob"], self.policy.grid, cond=cond)
+            own = torch.zeros_like(kept["reward"], dtype=torch.bool)
+            self.kept = ScoredPaths(path, Scores(kept["reward"]), kept["behaviour_log_prob"], own)
+
+
+@torch.no_grad()
+def path_log_prob(policy: Policy, path: Trajectory) -> Float[Tensor, "K B"]:
+    """Log-probability of every step of given paths, nats, float64."""
+    steps = zip(path.states[:-1], path.states[1:], path.times[:-1], path.times[1:], strict=True)
+    return torch.stack([step_log_prob(policy, x_t, x_s, t, s, path.cond) for x_t, x_s, t, s in steps]).double()
+
+
+def collect_from(behaviour: Policy, state: TunedState, reward: Reward, n: int, rng: torch.Generator) -> ScoredPaths:
+    """``n`` paths of any policy on the same chain, scored once: data for :meth:`OffPolicyState.remember`."""
+    drawn = rollout(behaviour, n, rng, references=[state.policy, *state.references])
+    path = replace(drawn, log_prob=drawn.reference_log_prob[0], reference_log_prob=drawn.reference_log_prob[1:])
+    nobody = torch.zeros(n, dtype=torch.bool, device=path.x_0.device)
+    scores = score(reward, state.policy.codec, path.x_0)
+    evaluations = path.steps * n * (2 + len(state.anchors))
+    return ScoredPaths(path, scores, drawn.log_prob.sum(0), nobody, evaluations, n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicySettings(PathSettings):
+    """Settings of methods that learn from anybody's scored paths."""
+
+    replay: float = 0.0
+    """Share of each batch drawn from old paths, 0 to below 1: they cost no reward calls."""
+    replay_paths: int = 4096
+    """Old paths kept."""
+    exploration: float = 0.0
+    """Share of the fresh paths drawn by the first anchor instead of the tuned policy, 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("replay", "exploration"):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise ConfigError(f"expected {name} of 0 to below 1; got {share}; lower it")
+
+    def init(self, policy: Policy, anchors: list[Anchor]) -> OffPolicyState:
+        """Start tuning ``policy`` in place."""
+        check_settings(self)
+        return OffPolicyState(policy, anchors, learning_rate=self.learning_rate, capacity=self.replay_paths)
+
+    def collect(self, state: OffPolicyState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
+        """The paths of one update: own, explored, and old ones; the fresh ones are kept."""
+        old = 0 if state.kept is None else min(round(self.replay * self.batch), state.kept.path.batch)
+        explored = round(self.exploration * (self.batch - old))
+        fresh = [collect(state, reward, self.batch - old - explored, rng)]
+        if explored:
+            fresh.append(collect_from(state.references[0], state, reward, explored, rng))
+        recalled = [state.recall(old, rng)] if old else []
+        if self.replay:
+            state.remember(merge(fresh))
+        return merge([*fresh, *recalled])

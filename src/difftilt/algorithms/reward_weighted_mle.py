@@ -1,0 +1,150 @@
+r"""Reward-weighted maximum likelihood: fit the tuned chain to paths weighted as the tilted law weighs them.
+
+With the log-weight :math:`\log w` of a path, equation (2) of :mod:`difftilt.algorithms.paths`, and log Z estimated by a
+running mean of weights,
+
+.. math:: L(\theta) = - \frac1B \sum_b \Big( \frac{w_b}{Z} - c_b \Big) \sum_k \log p_\theta(x_s^b | x_t^b) \qquad (1)
+
+whose expectation, with :math:`c = 0`, is :math:`KL(p^*(\text{path}) \| p_\theta(\text{path}))` plus a constant: forward
+KL, covering every mode. On fresh paths of the tuned policy :math:`c = 1` changes the gradient in no mean, because
+:math:`E \nabla \log p_\theta = 0`, and makes its noise vanish at the optimum, where every :math:`w = Z`. Paths of
+others have :math:`c = 0`.
+
+Steps are those *stored* at rollout, so that the chain's own bridge is learned. ``path_correction=False`` drops the
+log-ratios from the weights of own paths: the tilt then compounds from update to update (the law drifts to
+:math:`p_{pre} e^{n r/\alpha}`); it is there to be compared, not to be used. The weights' mean runs over updates
+(``running``, in logs): normalising each batch by its own mean leaves a bias of order 1 / B.
+
+Differs from the papers in: path correction and running normaliser, which they lack.
+
+References:
+    Lee et al. 2023 (reward-weighted likelihood), https://arxiv.org/abs/2302.12192; Uehara et al. 2024, section 4.3,
+    https://arxiv.org/abs/2407.13734.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
+from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
+from difftilt.algorithms.state import check_settings
+from difftilt.core.algorithm import Anchor
+from difftilt.core.policy import Policy
+from difftilt.core.stats import effective_sample_size, log_mean_exp
+from difftilt.core.trajectory import step_log_prob
+from difftilt.errors import ConfigError
+from difftilt.types import Float, Int, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeightedMLEInfo(PathInfo):
+    """What one update logs."""
+
+    log_z: float
+    """The running log mean weight, nats; settles at log Z."""
+    ess_fraction: float
+    """Effective sample size of the weights as a share of the batch; healthy: rising, above 0.1."""
+
+
+class RewardWeightedMLEState(OffPolicyState):
+    """:class:`OffPolicyState` with the running normaliser."""
+
+    def __init__(self, policy: Policy, anchors: list[Anchor], *, learning_rate: float, capacity: int) -> None:
+        super().__init__(policy, anchors, learning_rate=learning_rate, capacity=capacity)
+        self.log_z = -math.inf
+
+    def normalise(self, log_weight: Float[Tensor, " B"], memory: float) -> float:
+        """Log of the running mean weight, nats, after one more batch; the first batches count alike."""
+        batch = log_mean_exp(log_weight).item()
+        if math.isinf(batch):
+            return self.log_z
+        share = max(1 - memory, 1 / (self.updates + 1)) if math.isfinite(self.log_z) else 1.0
+        old = self.log_z + math.log1p(-share) if share < 1 else -math.inf
+        self.log_z = torch.logaddexp(log_weight.new_tensor(old), log_weight.new_tensor(batch + math.log(share))).item()
+        return self.log_z
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base, and the normaliser."""
+        return {**super().state_dict(), "log_z": self.log_z}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.log_z = state["log_z"]
+
+
+def weighted_mle_loss(
+    log_prob: Float[Tensor, " R"], coefficient: Float[Tensor, " R"], *, scale: float, paths: int
+) -> Float[Tensor, ""]:
+    """Equation (1) over the chosen steps of ``paths`` paths.
+
+    Args:
+        log_prob: of each step, nats, event-summed. Gradient flows.
+        coefficient: :math:`w / Z - c` of each step's path, no unit. Never differentiated.
+        scale: ``K / n`` for a subset of ``n`` steps.
+        paths: number of paths the sum runs over.
+
+    Returns:
+        Nats; with ``c = 0`` the cross-entropy to the weighted paths.
+    """
+    return -scale * (coefficient * log_prob).sum() / paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeightedMLE(OffPolicySettings):
+    """Settings of reward-weighted maximum likelihood; see the module for the method."""
+
+    running: float = 0.9
+    """Memory of the running normaliser per update, 0 (each batch its own) to below 1."""
+    control_variate: bool = True
+    """c = 1 on fresh own paths; else 0 everywhere, plain likelihood."""
+    path_correction: bool = True
+    """Whether the weights of own paths undo the tilt already made; see the module."""
+
+    info = RewardWeightedMLEInfo
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.running < 1:
+            raise ConfigError(f"expected running of 0 to below 1; got {self.running}; lower it")
+
+    def init(self, policy: Policy, anchors: list[Anchor]) -> RewardWeightedMLEState:
+        """Start tuning ``policy`` in place."""
+        check_settings(self)
+        return RewardWeightedMLEState(policy, anchors, learning_rate=self.learning_rate, capacity=self.replay_paths)
+
+    def targets(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
+        """Coefficients :math:`w / Z - c`, no unit. No gradient flows."""
+        log_weight = self.log_weight(state, data)
+        log_z = state.normalise(log_weight, self.running)
+        if math.isinf(log_z):  # no feasible design yet: nothing to fit
+            return torch.zeros_like(log_weight)
+        weight = (log_weight - log_z).exp()
+        if not (self.control_variate and self.path_correction):
+            return weight
+        return weight - data.own.double()
+
+    def log_weight(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
+        """Log path weights, nats."""
+        if self.path_correction:
+            return data.log_weight(state.weights)
+        return (data.scores.value / state.alpha).where(data.scores.feasible, -math.inf)
+
+    def loss(
+        self,
+        state: RewardWeightedMLEState,
+        data: ScoredPaths,
+        targets: Float[Tensor, " B"],
+        steps: Steps,
+        rows: Int[Tensor, " P"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Equation (1)."""
+        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        loss = weighted_mle_loss(log_prob, targets[steps.path], scale=steps.scale, paths=len(rows))
+        ess = effective_sample_size(self.log_weight(state, data)) / data.path.batch
+        return loss, {"log_z": ess.new_tensor(state.log_z), "ess_fraction": ess}

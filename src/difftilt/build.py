@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from difftilt.algorithms.path_consistency import DetailedBalance, PathConsistency, SubtrajectoryBalance
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reinforce import Reinforce
 from difftilt.algorithms.reward_backprop import RewardBackprop
@@ -40,6 +41,9 @@ ALGORITHMS: dict[str, type] = {
     "ppo": PPO,
     "reward_backprop": RewardBackprop,
     "trajectory_balance": TrajectoryBalance,
+    "path_consistency": PathConsistency,
+    "detailed_balance": DetailedBalance,
+    "subtrajectory_balance": SubtrajectoryBalance,
     "reinforce": Reinforce,
     "reward_weighted_mle": RewardWeightedMLE,
 }

@@ -32,6 +32,9 @@ CODEC = TokenCodec("ACGT", LENGTH)
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "ppo": [{}, {"kl": "closed_form"}, {"steps_per_path": 2, "epochs": 3, "minibatches": 5}],
     "reward_backprop": [{}, {"truncation": 2}, {"random_truncation": True}],
+    "path_consistency": [{}, {"span": 2, "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
+    "detailed_balance": [{}],
+    "subtrajectory_balance": [{}],
     "reinforce": [{}, {"steps_per_path": 2}],
     "reward_weighted_mle": [{}, {"control_variate": False}, {"path_correction": False}],
     "trajectory_balance": [{}, {"log_z": "learned", "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from difftilt.algorithms.advantages import centred_advantage
+from difftilt.algorithms.path_consistency import DetailedBalance, PathConsistency
 from difftilt.algorithms.paths import ScoredPaths, choose_steps, path_return
 from difftilt.algorithms.ppo import PPO, ppo_loss
 from difftilt.algorithms.reinforce import Reinforce, reinforce_loss
@@ -33,6 +34,8 @@ ALGORITHMS = (
     PPO(kl="closed_form"),
     Reinforce(),
     RewardWeightedMLE(),
+    PathConsistency(),
+    DetailedBalance(),
     RewardBackprop(),
 )
 BLACK_BOX = ALGORITHMS[:-1]
@@ -155,7 +158,8 @@ def test_the_closed_form_is_what_the_update_descends(problem: TiltedProblem) -> 
     path = rollout(policy, 64, torch.Generator().manual_seed(0), references=[problem.pretrained], with_kl=True)
     data = collected(problem, path)
     steps = choose_steps(path, torch.arange(64), None, torch.Generator())
-    loss, _ = algorithm.loss(state, data, algorithm.targets(state, data), steps, torch.arange(64))
+    targets, rng = algorithm.targets(state, data), torch.Generator()
+    loss, _ = algorithm.loss(state, data, targets, steps, torch.arange(64), rng)
     law = policy.step(steps.x_t, steps.t, steps.s)
     kl = law.kl(problem.pretrained.step(steps.x_t, steps.t, steps.s))
     returns = data.scores.value - ALPHA * kl.detach().view(path.steps, -1).sum(0)

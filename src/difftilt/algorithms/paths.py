@@ -86,6 +86,8 @@ class Steps:
     """As stored at rollout, nats."""
     path: Int[Tensor, " R"]
     """Index of the path in the batch."""
+    k: Int[Tensor, " R"]
+    """Index of the step, 0 the noisiest."""
     scale: float
     """``K / n``: makes sums over the ``n`` chosen steps unbiased for sums over all ``K``."""
     cond: Condition | None
@@ -108,6 +110,7 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
         s=trajectory.times[k + 1],
         log_prob=trajectory.log_prob[k, path],
         path=path,
+        k=k,
         scale=steps / count,
         cond=cond,
     )
@@ -177,7 +180,7 @@ class PathSettings(ABC):
             order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
             for rows in order.tensor_split(minibatches):
                 steps = choose_steps(path, rows, self.steps_per_path, rng)
-                loss, seen = self.loss(state, data, targets, steps, rows)
+                loss, seen = self.loss(state, data, targets, steps, rows, rng)
                 norms.append(state.descend(loss, self.max_gradient_norm))
                 evaluations += self.evaluations(state, steps)
                 watched.append(seen)
@@ -204,7 +207,13 @@ class PathSettings(ABC):
 
     @abstractmethod
     def loss(
-        self, state: Any, data: ScoredPaths, targets: Any, steps: Steps, rows: Int[Tensor, " P"]
+        self,
+        state: Any,
+        data: ScoredPaths,
+        targets: Any,
+        steps: Steps,
+        rows: Int[Tensor, " P"],
+        rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of one minibatch (``steps`` of the paths ``rows``), and numbers to watch."""
 

@@ -117,7 +117,13 @@ class PPO(PathSettings):
         return centred_advantage(returns, data.scores.feasible, feasibility_weight=weight) / alpha
 
     def loss(
-        self, state: TunedState, data: ScoredPaths, targets: Float[Tensor, " B"], steps: Steps, rows: Int[Tensor, " P"]
+        self,
+        state: TunedState,
+        data: ScoredPaths,
+        targets: Float[Tensor, " B"],
+        steps: Steps,
+        rows: Int[Tensor, " P"],
+        rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1), and (2) where the KL is in closed form."""
         law = state.policy.step(steps.x_t, steps.t, steps.s, steps.cond)

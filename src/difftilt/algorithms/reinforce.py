@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from difftilt.algorithms.advantages import centred_advantage
 from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps
 from difftilt.algorithms.state import TunedState
@@ -52,7 +54,13 @@ class Reinforce(PathSettings):
         return centred_advantage(returns, data.scores.feasible, feasibility_weight=weight) / state.alpha
 
     def loss(
-        self, state: TunedState, data: ScoredPaths, targets: Float[Tensor, " B"], steps: Steps, rows: Int[Tensor, " P"]
+        self,
+        state: TunedState,
+        data: ScoredPaths,
+        targets: Float[Tensor, " B"],
+        steps: Steps,
+        rows: Int[Tensor, " P"],
+        rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
         log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()

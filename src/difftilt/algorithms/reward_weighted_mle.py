@@ -142,6 +142,7 @@ class RewardWeightedMLE(OffPolicySettings):
         targets: Float[Tensor, " B"],
         steps: Steps,
         rows: Int[Tensor, " P"],
+        rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
         log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()

@@ -140,6 +140,7 @@ class TrajectoryBalance(OffPolicySettings):
         targets: Float[Tensor, " B"],
         steps: Steps,
         rows: Int[Tensor, " P"],
+        rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1) over the feasible paths, and the push of the others towards feasibility."""
         alpha = state.alpha

@@ -1,0 +1,1 @@
+"""Estimates of the soft value, from cheap and rough to dear and exact."""

@@ -45,6 +45,19 @@ class Process(ABC):
         Gradient flows to the prediction. Where :attr:`bounds_likelihood` it is a bound on :math:`-\log p(x_0)` in nats.
         """
 
+    def denoised(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        r"""The network's estimate of :math:`E[x_0 \mid x_t]`, on which a reward's ``on_probabilities`` is defined.
+
+        Gradient flows to ``prediction`` and ``x_t``.
+
+        Raises:
+            UnsupportedError: the process has no such estimate.
+        """
+        raise UnsupportedError(
+            f"expected a process that estimates x_0 from one prediction; got {type(self).__name__}; "
+            "use a Monte Carlo or a regressed value"
+        )
+
     def noiseless(self, t: Tensor, s: Tensor) -> bool:
         """Whether the step ``t -> s`` has no density, whatever the prediction: its KL is 0 or infinite."""
         return False

@@ -35,7 +35,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.trajectory import rollout, sample_states
-from difftilt.types import Float, Int, Tensor
+from difftilt.types import Condition, Float, Int, Tensor
 
 GROUPS = 16
 
@@ -148,11 +148,9 @@ def tempered_log_z(
         parents = torch.cat([systematic(row, rng) + g * by_group.shape[1] for g, row in enumerate(by_group)])
         states, value = states[:, parents], value[parents]
         for _ in range(moves):
-            # restarts near the end are cheap and accepted often, so their length is log-uniform
-            u = torch.rand((), generator=rng, device=rng.device).item()
-            length = max(1, min(steps, round(math.exp(u * math.log(steps + 0.5)))))
-            value = _restart(policy, reward, states, value, steps - length, beta / alpha, rng)
-            calls, evaluations = calls + particles, evaluations + particles * length
+            first = restart_point(steps, rng)
+            value = restart(policy, reward, states, value, first, beta / alpha, rng)
+            calls, evaluations = calls + particles, evaluations + particles * (steps - first)
     spread = (log_z - log_mean_exp(log_z)).exp()
     error = (spread.std() / math.sqrt(groups)).item()
     return LogZ(log_mean_exp(log_z).item(), error, 1 / error**2 if error > 0 else math.inf, calls, evaluations)
@@ -175,8 +173,14 @@ def _next_beta(energy: Float[Tensor, " N"], pending: Float[Tensor, " N"], beta: 
     return max(low, beta + 1e-9)
 
 
+def restart_point(steps: int, rng: torch.Generator) -> int:
+    """A step to restart from; what is left is log-uniform: short restarts are cheap and accepted often."""
+    u = torch.rand((), generator=rng, device=rng.device).item()
+    return steps - max(1, min(steps, round(math.exp(u * math.log(steps + 0.5)))))
+
+
 @torch.no_grad()
-def _restart(
+def restart(
     policy: Policy,
     reward: Reward,
     states: Tensor,
@@ -184,16 +188,36 @@ def _restart(
     first: int,
     tilt: float,
     rng: torch.Generator,
+    *,
+    cond: Condition | None = None,
 ) -> Float[Tensor, " N"]:
-    """Run every path again from step ``first``; accepted ones are written into ``states``. Returns the new rewards."""
-    x, fresh = states[first], []
+    r"""One move that leaves :math:`p_{pre}(\text{path})\, 1_F\, e^{\text{tilt} \cdot r}` exactly invariant.
+
+    Every path is run again from its own stored state at step ``first`` (from a fresh :math:`x_1` at 0) and accepted
+    with probability :math:`\min(1, e^{\text{tilt} (r' - r)})`; one that has no feasible design yet accepts anything.
+
+    Args:
+        policy: p_pre.
+        reward: scored on every proposed design.
+        states: ``[K + 1, N, *event]``; accepted paths are written into it.
+        value: reward of each path's design; NaN where infeasible.
+        first: step index, 0 to K - 1.
+        tilt: nats per reward unit, positive.
+        rng: noise source.
+        cond: conditions, one row per path.
+
+    Returns:
+        The rewards after the move; NaN where still infeasible.
+    """
+    x = states[first] if first else policy.prior(states.shape[1], rng)
+    fresh = [x]
     for k in range(first, policy.steps):
-        x = policy.step(x, policy.grid[k], policy.grid[k + 1]).sample(rng)
+        x = policy.step(x, policy.grid[k], policy.grid[k + 1], cond).sample(rng)
         fresh.append(x)
     proposed = score(reward, policy.codec, x).value
     u = torch.rand(value.shape, generator=rng, device=value.device, dtype=torch.float64)
-    accept = u.log() < tilt * (proposed - value)  # False where the proposal is infeasible (NaN)
-    states[first + 1 :, accept] = torch.stack(fresh)[:, accept]
+    accept = value.isnan() | (u.log() < tilt * (proposed - value))  # False where only the proposal is infeasible
+    states[first:, accept] = torch.stack(fresh)[:, accept]
     return torch.where(accept, proposed, value)
 
 

@@ -34,6 +34,7 @@ from difftilt.core.codec import VectorCodec
 from difftilt.core.policy import Policy
 from difftilt.core.registry import register
 from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.problems.exact_value import FunctionValue
 from difftilt.processes.gaussian import Gaussian, GaussianStep
 from difftilt.types import Condition, Float, Tensor
 
@@ -280,6 +281,11 @@ class LinearGaussian:
             weight.append(on_x * eye + on_x_0 * gain)
             bias.append(on_x_0 * shift)
         return self._policy(torch.stack(weight), torch.stack(bias))
+
+    @torch.no_grad()
+    def value(self, reward: Quadratic, alpha: float) -> FunctionValue:
+        """Soft values of the pretrained chain, to steer by."""
+        return FunctionValue(self.grid, Chain.read(self.pretrained()).values(reward, alpha))
 
     def policy(self, chain: Chain) -> Policy:
         """The policy that runs the means of ``chain`` with the process's own variance.

@@ -38,6 +38,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.enumerated import Block, EnumeratedChain, TokenLaws, expected_fraction
+from difftilt.problems.exact_value import TableValue
 from difftilt.types import Condition, Float, Tensor
 
 
@@ -107,6 +108,11 @@ class TiltedProblem:
     def soft_values(self) -> Float[Tensor, "K1 S"]:
         """:math:`v_t` of every state the chain can visit, reward units, noisiest time first; NaN elsewhere."""
         return self.chain.soft_values(self.reference, self.table.where(self.feasible, -math.inf), alpha=self.alpha)
+
+    def value(self) -> TableValue:
+        """:meth:`soft_values` as a value to steer by."""
+        chain = self.chain
+        return TableValue(self.pretrained.grid, self.soft_values(), chain.positions[-1][0], chain.letters)
 
     def feasibility(self, policy: Policy) -> float:
         r""":math:`P_\theta(F)`."""

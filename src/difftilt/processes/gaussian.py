@@ -133,6 +133,13 @@ class Gaussian(Process):
         mean = _per_row(state, x_t) * x_t + _per_row(network, x_t) * prediction
         return GaussianStep(mean, std.clamp(min=self.sigma_min))
 
+    def denoised(
+        self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
+    ) -> Float[Tensor, "B *event"]:
+        r""":math:`\hat x_0`."""
+        (state, network), _ = self._solve(*self.schedule.scales(t))
+        return _per_row(state, x_t) * x_t + _per_row(network, prediction) * prediction
+
     def noiseless(self, t: Tensor, s: Tensor) -> bool:
         """Whether the step has std 0: DDIM with ``eta = 0``, or the last step, both with ``sigma_min = 0``."""
         anywhere = torch.zeros(1, 1, device=t.device)

@@ -81,6 +81,15 @@ class Masked(Process):
         """
         return MaskedStep(prediction, x_t, s / t, self.reveal)
 
+    def denoised(self, prediction: Float[Tensor, "B L V"], x_t: Tensor, t: Tensor) -> Float[Tensor, "B L V"]:
+        r"""Token probabilities: :math:`\pi_\theta` where masked, the token itself where shown.
+
+        ``x_t`` is ``[B, L]`` or relaxed, ``[B, L, V + 1]``; then the two are mixed in its own proportions.
+        """
+        letters = self.vocabulary
+        x = x_t if x_t.ndim == 3 else F.one_hot(x_t, letters + 1).to(prediction.dtype)
+        return x[..., :letters] + x[..., letters:] * prediction.softmax(-1)
+
     def denoising_loss(
         self, prediction: Float[Tensor, "B L V"], x_0: Int[Tensor, "B L"], x_t: Int[Tensor, "B L"], t: Tensor
     ) -> Float[Tensor, " B"]:

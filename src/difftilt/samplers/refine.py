@@ -1,0 +1,73 @@
+r"""Refinement: restart designs along their own trajectories and keep what is better, exactly.
+
+A Markov chain on whole paths :math:`x_{0:1}` of the pretrained policy. One move picks a step ``k``, at random but
+whatever the paths are, keeps every path up to its *stored* state there, runs the rest again, and accepts with
+probability
+
+.. math:: \min( 1, e^{( r(x_0') - r(x_0) ) / \alpha} )                                                \qquad (1)
+
+The pretrained factors of old and new part cancel, so the move leaves :math:`p_{pre}(\text{path}) 1_F e^{r/\alpha}`
+invariant, and its law of :math:`x_0` is (2) of the theory, for any process, deterministic steps included. A restart
+from the very start draws a fresh :math:`x_1`, so the prior is tilted too. Designs are not weighted; they start from
+p_pre and forget it as ``moves`` grows.
+
+Differs from re-noising :math:`x_0` with the corruption law ``q`` and denoising again, the usual cheap variant: the
+chain's own bridge :math:`p_{pre}(x_t | x_0)` is not ``q``, so that (1) would leave another law invariant. References:
+    Uehara et al. 2025 (iterative refinement), https://arxiv.org/abs/2502.14944.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.core.algorithm import Weighted
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward, score
+from difftilt.core.trajectory import rollout
+from difftilt.core.value import Value
+from difftilt.errors import ConfigError
+from difftilt.metrics.log_z import restart, restart_point
+from difftilt.samplers.steering import ROWS, check_alpha, rows_of, unweighted
+from difftilt.types import Condition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refine:
+    """Settings of refinement; see the module for the method."""
+
+    alpha: float = 0.1
+    """KL temperature, reward units per nat; positive."""
+    moves: int = 64
+    """Restarts of each path; ``1 + moves`` reward calls per design."""
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if self.moves < 0:
+            raise ConfigError(f"expected moves >= 0; got {self.moves}; 0 is the pretrained policy")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        policy: Policy,
+        reward: Reward,
+        n: int,
+        rng: torch.Generator,
+        *,
+        cond: Condition | None = None,
+        value: Value | None = None,
+    ) -> Weighted:
+        """``n`` unweighted designs (``-inf`` where no move met a feasible one), no estimate of log Z; no value used."""
+        parts = []
+        for start in range(0, n, ROWS):
+            rows = slice(start, min(start + ROWS, n))
+            own = rows_of(cond, rows)
+            states = rollout(policy, rows.stop - start, rng, cond=own).states
+            found = score(reward, policy.codec, states[-1]).value
+            for _ in range(self.moves):
+                first = restart_point(policy.steps, rng)
+                found = restart(policy, reward, states, found, first, 1 / self.alpha, rng, cond=own)
+            parts.append((states[-1], unweighted(~found.isnan())))
+        x_0, log_weight = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Weighted(x_0, log_weight, None)

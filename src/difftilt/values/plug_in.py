@@ -1,0 +1,96 @@
+r"""Soft values from one network call: the reward of the mean, and the mean over one-jump designs.
+
+.. math::
+    \hat v_t(x) &= r( E[x_0 \mid x_t = x] )                                                            \qquad (1) \\
+    \hat v_t(x) &= \alpha \log \frac1n \sum_{i=1}^n e^{r(x_0^i)/\alpha}, \quad
+        x_0^i \sim p(x_0 \mid x_t = x) \text{ of a single step } t \to 0                               \qquad (2)
+
+(1), :class:`PlugIn`, needs ``on_probabilities``; it ignores the spread of :math:`x_0`, and on tokens reads a reward
+off letters that it has never seen mixed. (2), :class:`OneJump`, works with any reward: on tokens the designs are drawn
+with independent letters, as the token laws stand at ``x_t`` (which is not the law of :math:`x_0` given
+:math:`x_t`); on Gaussian chains the jump is the mean itself, so that (2) is (1) for black boxes. Neither is the soft
+value (theory 3), even for infinite ``n``.
+
+References:
+    Chung et al. 2023 (DPS: (1)), https://arxiv.org/abs/2209.14687; Li et al. 2024 (SVDD-PM: (1)),
+    https://arxiv.org/abs/2408.08252; Singhal et al. 2025 (FK steering: (2) on tokens),
+    https://arxiv.org/abs/2501.06848.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.core.policy import Policy
+from difftilt.core.reward import DifferentiableReward, Reward, score
+from difftilt.core.stats import log_mean_exp
+from difftilt.core.value import Value
+from difftilt.errors import UnsupportedError
+from difftilt.types import Condition, Float, Tensor
+from difftilt.values.estimate import Estimate, relaxed, reward_of_mean
+
+
+@dataclass(frozen=True)
+class PlugIn(Estimate):
+    """Equation (1). Differentiable."""
+
+    def at(self, x_t: Tensor, t: Float[Tensor, ""], cond: Condition | None) -> Float[Tensor, " B"]:
+        """Equation (1)."""
+        return reward_of_mean(self.policy, self.reward, x_t, t, cond)
+
+
+@dataclass(frozen=True)
+class OneJump(Estimate):
+    """Equation (2). Random, not differentiable, ``designs`` reward calls for each state."""
+
+    rng: torch.Generator
+    """Noise source, on the policy's device."""
+    alpha: float
+    """KL temperature, reward units per nat; positive."""
+    designs: int = 4
+    """Designs drawn for each state, ``n``."""
+
+    def at(self, x_t: Tensor, t: Float[Tensor, ""], cond: Condition | None) -> Float[Tensor, " B"]:
+        """Equation (2); ``-inf`` where all ``n`` designs are infeasible."""
+        refuse_gradient(self.policy, x_t, "a one-jump")
+        with torch.no_grad():
+            law = self.policy.step(x_t, t, torch.zeros_like(t), cond)
+            designs = torch.cat([law.sample(self.rng) for _ in range(self.designs)])
+        return soft_mean(self.policy, self.reward, designs, len(x_t), alpha=self.alpha)
+
+
+def soft_mean(policy: Policy, reward: Reward, x_0: Tensor, rows: int, *, alpha: float) -> Float[Tensor, " B"]:
+    r""":math:`\alpha \log \frac1n \sum_i e^{r(x_0^i)/\alpha}` of each of ``rows`` states; ``-inf`` if none is feasible.
+
+    Args:
+        policy: decodes designs.
+        reward: scores them.
+        x_0: finished states, ``[n * rows, *event]``, the states of each draw together.
+        rows: number of states.
+        alpha: KL temperature, reward units per nat.
+    """
+    value = score(reward, policy.codec, x_0).value.view(-1, rows)
+    tilt = (value / alpha).where(~value.isnan(), -torch.inf)
+    return alpha * torch.stack([log_mean_exp(row) for row in tilt.unbind(1)])
+
+
+def refuse_gradient(policy: Policy, x_t: Tensor, kind: str) -> None:
+    """Raise where a gradient is asked of an estimate made of drawn designs.
+
+    Raises:
+        UnsupportedError: always, if ``x_t`` is relaxed or needs a gradient.
+    """
+    if relaxed(policy, x_t) or x_t.requires_grad:
+        raise UnsupportedError(
+            f"expected a differentiable value; got {kind} value, whose designs are drawn; use a plug-in, regressed or "
+            "exact value, or guidance by single-site moves"
+        )
+
+
+def default_value(policy: Policy, reward: Reward, rng: torch.Generator, *, alpha: float) -> Value:
+    """What a sampler uses that was given no value: plug-in where the reward allows it, else one-jump."""
+    if isinstance(reward, DifferentiableReward):
+        return PlugIn(policy, reward)
+    return OneJump(policy, reward, rng, alpha)

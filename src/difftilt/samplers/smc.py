@@ -21,6 +21,8 @@ for any twist, any proposal and any N: the law is (2) of the theory, tilted prio
   positive ``tempering`` trusts values less where there is much noise. A value of ``-inf`` says that nothing feasible
   can follow; an estimate that says so wrongly biases (2).
 
+Copies of a particle never separate at steps without noise; (2) holds there too, at a larger variance.
+
 With exact values and their own soft-optimal kernel as ``q``, (1) is 1 at every step. N = 1 samples ``q``.
 
 Populations are made of rows with equal conditions only; repeat a row of ``cond`` to give it a population. Weights of

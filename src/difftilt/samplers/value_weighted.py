@@ -9,7 +9,8 @@ At :math:`t = 0` the value is the reward, and an infeasible candidate is kept on
 exactly. With exact values (1) is self-normalised importance sampling of the soft-optimal kernel (theory 5): errors of
 total variation and of :math:`E[r]` fall as 1/M, KL as 1/M^2, and ``M = inf`` reaches (2)*, the tilted law with the
 prior fixed. ``choice="argmax"`` keeps the candidate with the largest weight, the limit of :math:`\alpha \to 0`: it
-aims at no tilted law, and spends more KL as M grows.
+aims at no tilted law, and spends more KL as M grows. Steps without noise are not steered: their candidates are all
+alike, and a chain of nothing else is refused.
 
 Differs from the paper's public code, which takes the argmax whatever alpha is. References:
     Li et al. 2024 (SVDD, algorithm 1), https://arxiv.org/abs/2408.08252.
@@ -25,7 +26,7 @@ from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
-from difftilt.errors import ConfigError
+from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.samplers.steering import ROWS, Move, check_alpha, draw, log_design_weight, rows_of, unweighted
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.plug_in import default_value
@@ -65,6 +66,11 @@ class ValueWeighted:
         value: Value | None = None,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
+        if all(policy.process.noiseless(t, s) for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True)):
+            raise UnsupportedError(
+                "expected noise in some step, so that candidates differ; got a deterministic chain (eta = 0); "
+                "use eta > 0, or classifier_guidance"
+            )
         if value is None:
             value = default_value(policy, reward, rng, alpha=self.alpha)
         group = max(1, ROWS // self.candidates)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from difftilt.algorithms.adjoint_matching import AdjointMatching
 from difftilt.algorithms.path_consistency import DetailedBalance, PathConsistency, SubtrajectoryBalance
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reinforce import Reinforce
@@ -41,6 +42,7 @@ ALGORITHMS: dict[str, type] = {
     "ppo": PPO,
     "reward_backprop": RewardBackprop,
     "trajectory_balance": TrajectoryBalance,
+    "adjoint_matching": AdjointMatching,
     "path_consistency": PathConsistency,
     "detailed_balance": DetailedBalance,
     "subtrajectory_balance": SubtrajectoryBalance,

@@ -1,10 +1,11 @@
-"""What every algorithm of ``build.ALGORITHMS`` must do, whatever its method."""
+"""What every algorithm of ``build.ALGORITHMS`` must do, whatever its method, on tokens and on vectors."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from difftilt import build
 from difftilt.algorithms.state import SHARES
 from difftilt.core.algorithm import Algorithm, Anchor, State
-from difftilt.core.codec import TokenCodec
+from difftilt.core.codec import TokenCodec, VectorCodec
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward
@@ -29,7 +30,13 @@ from difftilt.tracking.checkpoint import load_checkpoint, save_checkpoint
 
 ALPHA, LENGTH, BATCH, STEPS = 0.3, 5, 12, 3
 CODEC = TokenCodec("ACGT", LENGTH)
+VECTORS = VectorCodec()
+UNDEFINED = {("adjoint_matching", "tokens"): "expected a chain of Gaussian steps"}
+"""Pairs of algorithm and kind of state that are refused, and how."""
+WORLD = ["tokens"]
+"""The kind of state that the test at hand is about; see :func:`world`."""
 SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "adjoint_matching": [{}, {"epochs": 2, "minibatches": 3, "steps_per_path": 2}],
     "ppo": [{}, {"kl": "closed_form"}, {"steps_per_path": 2, "epochs": 3, "minibatches": 5}],
     "reward_backprop": [{}, {"truncation": 2}, {"random_truncation": True}],
     "path_consistency": [{}, {"span": 2, "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
@@ -47,6 +54,20 @@ def case_id(value: object) -> str:
 
 
 every = pytest.mark.parametrize(("name", "settings"), CASES, ids=case_id)
+
+
+@pytest.fixture(autouse=True, params=["tokens", "vectors"])
+def world(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs every test on both kinds of state; undefined pairs have a test of their own."""
+    case = getattr(request.node, "callspec", None)
+    name, settings = (case.params.get(key) for key in ("name", "settings")) if case else (None, None)
+    if (name, request.param) in UNDEFINED and settings is not None:
+        pytest.skip("undefined")
+    if request.param == "vectors" and settings and name != "adjoint_matching":
+        pytest.skip("settings other than the defaults are tested on tokens")
+    WORLD[0] = request.param
+    yield
+    WORLD[0] = "tokens"
 
 
 class Counting(nn.Module):
@@ -69,22 +90,47 @@ class CountedReward(PairwiseReward):
     """Counts what it was asked."""
 
     def __init__(self) -> None:
+        self.world = WORLD[0]
         rng = torch.Generator().manual_seed(3)
         single, pair = torch.randn(LENGTH, 4, generator=rng), torch.randn(LENGTH, LENGTH, 4, 4, generator=rng)
         super().__init__(single.double(), 0.2 * pair.double(), CODEC)
-        self.designs: list[str] = []
+        self.designs: list[Any] = []
         self.relaxed = 0
 
     def __call__(self, designs: Any) -> torch.Tensor:
         self.designs += designs
+        if self.world == "vectors":
+            return self.bowl(VECTORS.encode(designs))
         return super().on_probabilities(nn.functional.one_hot(CODEC.encode(designs), 4).double())
 
     def on_probabilities(self, p: torch.Tensor) -> torch.Tensor:
         self.relaxed += len(p)
-        return super().on_probabilities(p)
+        return self.bowl(p) if self.world == "vectors" else super().on_probabilities(p)
+
+    def bowl(self, x: torch.Tensor) -> torch.Tensor:
+        """A bent reward on vectors, of about the same spread."""
+        return (2 * x.sum(-1) - 0.2 * (x - 1).square().sum(-1) + 1).double()
+
+
+class Perceptron(nn.Module):
+    """A small network on vectors, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(LENGTH + 1, 16)
+        self.layers = nn.Sequential(nn.SiLU(), nn.Dropout(0.3), nn.Linear(16, LENGTH))
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        return self.layers(self.embed(torch.cat([x_t.float(), t[:, None].float()], dim=1)))
 
 
 def policy(seed: int = 0) -> Policy:
+    if WORLD[0] == "vectors":
+        with seeded_initialisation(seed):
+            denoiser = Counting(Perceptron())
+        return Policy(
+            denoiser, Gaussian(Cosine(0.05), prediction="x_0", sigma_min=0.3), VECTORS, (LENGTH,), steps=STEPS
+        )
     with seeded_initialisation(seed):
         denoiser = Counting(ConvDenoiser(4, LENGTH, width=8, kernel=3, dilations=(1, 2), dropout=0.3))
     return Policy(denoiser, Masked(4), CODEC, (LENGTH,), steps=STEPS)
@@ -104,6 +150,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def parameters(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize(("name", "kind"), UNDEFINED)
+def test_undefined_pairs_are_refused_with_the_reason(name: str, kind: str) -> None:
+    if kind == WORLD[0]:
+        with pytest.raises(UnsupportedError, match=UNDEFINED[name, kind]):
+            made(name, {})
 
 
 def test_every_algorithm_has_cases_here() -> None:
@@ -141,11 +194,12 @@ def test_designs_of_the_update_are_kept_and_the_reward_is_their_mean(name: str, 
     reward = CountedReward()
     info = algorithm.step(state, reward, generator())
     assert state.x_0.shape == (BATCH, LENGTH)
-    assert state.x_0.dtype == torch.int64
-    designs = CODEC.decode(state.x_0)
+    assert state.x_0.dtype == (torch.int64 if WORLD[0] == "tokens" else torch.float32)
+    codec = state.policy.codec
+    designs = codec.decode(state.x_0)
     assert info.reward == pytest.approx(CountedReward()(designs).mean().item(), rel=1e-5)
     assert info.oracle_calls == len(reward.designs) + reward.relaxed == BATCH
-    assert not reward.designs or reward.designs == designs
+    assert not reward.designs or torch.equal(codec.encode(reward.designs), codec.encode(designs))
 
 
 @every
@@ -364,13 +418,13 @@ def test_infeasible_designs_never_enter_the_parameters(name: str, settings: dict
                 return self.cut(super().on_probabilities(p))
 
         reward = Partial()
-        if name == "reward_backprop":
+        if name in ("reward_backprop", "adjoint_matching"):
             assert isinstance(reward, DifferentiableReward)
             with pytest.raises(UnsupportedError, match="expected a finite reward for every design"):
                 algorithm.step(state, reward, generator())
         else:
             info = algorithm.step(state, reward, generator())
             assert info.feasible_fraction == pytest.approx(
-                sum(not math.isnan(v) for v in Partial()(CODEC.decode(state.x_0)).tolist()) / BATCH
+                sum(not math.isnan(v) for v in Partial()(state.policy.codec.decode(state.x_0)).tolist()) / BATCH
             )
         assert parameters(state.policy).isfinite().all()

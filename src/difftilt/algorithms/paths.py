@@ -45,6 +45,8 @@ class ScoredPaths:
     """Denoiser passes that putting the batch together took."""
     oracle_calls: int = 0
     """Designs scored for it."""
+    slope: Float[Tensor, "B *event"] | None = None
+    """Gradient of the reward at the finished states, reward units per unit of the state, where asked for."""
 
     def returns(self, weights: Float[Tensor, " A"]) -> Float[Tensor, " B"]:
         """Equation (1), reward units; NaN where the reward is."""

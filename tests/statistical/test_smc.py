@@ -156,6 +156,26 @@ def test_one_particle_is_the_proposal(problem: TiltedProblem) -> None:
     assert tail(4) < 1e-7
 
 
+@pytest.mark.parametrize("ess_fraction", [0.0, 0.5])
+def test_particles_that_can_become_nothing_feasible_die_and_stay_dead(
+    problem: TiltedProblem, ess_fraction: float
+) -> None:
+    """Exact values are -inf there. H0: E[Z-hat] = Z over 400 populations of 64. Twin: Z of all designs."""
+    designs = problem.pretrained.codec.decode(problem.chain.designs)
+    table = {d: v for d, v in zip(designs, problem.table.tolist(), strict=True) if not d.startswith(designs[0][0])}
+    hard = TiltedProblem(problem.pretrained, TableReward(table), alpha=ALPHA)
+    rng = torch.Generator().manual_seed(0)
+    sampler = SMC(alpha=ALPHA, ess_fraction=ess_fraction)
+    kept = sampler(hard.pretrained, hard.reward, 64 * 400, rng, value=hard.value())
+    dead = kept.x_0[:, 0] == problem.chain.designs[0, 0]
+    assert not kept.log_weight.isnan().any()
+    assert torch.equal(torch.isneginf(kept.log_weight), dead)
+    found = z_hats(kept.log_weight, 64)
+    error = (found.std() / 400**0.5).item()
+    assert abs(found.mean().item() - math.exp(hard.log_z)) < 5 * error
+    assert abs(found.mean().item() - math.exp(problem.log_z)) > 5 * error
+
+
 # --- resampling -------------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,11 @@ class Block:
     def log_prob(self, laws: dict[int, Tensor]) -> Float[Tensor, "R C"]:
         """Log of equation (1), nats. Gradient flows to the laws."""
         own = F.pad(laws[self.level][self.part], (0, 1))  # staying masked contributes log 1
+        if len(self.filling) == own.shape[-1] ** self.level:  # all fillings, in order: an outer sum is much cheaper
+            total = own.new_zeros(len(own), 1)
+            for j in range(self.level):
+                total = (total[:, :, None] + own[:, j, None]).flatten(1)
+            return total + self.log_reveal
         log_prob = self.log_reveal.expand(len(self.index), -1)
         for j in range(self.level):
             log_prob = log_prob + own[:, j].index_select(1, self.filling[:, j])
@@ -112,6 +117,7 @@ class EnumeratedChain:
         self.designs = self.states[self.levels[0]]
         self.reveals = reveal_laws(policy.grid.tolist(), count, by_count=policy.process.reveal == "count")
         self.steps = len(self.reveals)
+        self._known: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
 
     def laws(self, policy: Policy, *, grad: bool = False) -> TokenLaws:
         """Log token laws of ``policy`` on every state that the chain can visit, nats, float64.
@@ -157,20 +163,36 @@ class EnumeratedChain:
 
     def blocks(self, k: int) -> Iterator[Block]:
         """All transitions of step ``k`` from states that the chain can visit, a bounded number at a time."""
-        device = self.strides.device
-        letter = torch.arange(self.letters + 1, device=device)
         for m, reveal in self.reveals[k].items():
-            filling = torch.cartesian_prod(*[letter] * m).view(-1, m) if m else letter.new_zeros(1, 0)
-            log_reveal = torch.tensor(reveal, dtype=torch.float64, device=device)[(filling < self.letters).sum(-1)]
-            filling, log_reveal = filling[log_reveal > -math.inf], log_reveal[log_reveal > -math.inf]
+            sizes = tuple(n for n, value in enumerate(reveal) if value > -math.inf)
+            filling, successors = self._fillings(m, sizes)
+            log_reveal = torch.tensor(reveal, dtype=torch.float64, device=filling.device)
+            log_reveal = log_reveal[(filling < self.letters).sum(-1)]
+            if successors is not None:
+                yield Block(m, slice(None), self.levels[m], successors, filling, log_reveal)
+                continue
             size = max(1, CHUNK // len(filling))
             for start in range(0, len(self.levels[m]), size):
                 part = slice(start, start + size)
-                index, places = self.levels[m][part], self.masked[m][part]
-                successors = index[:, None].repeat(1, len(filling))
-                for j in range(m):
-                    successors += self.strides[places[:, j], None] * (filling[:, j] - self.letters)
-                yield Block(m, part, index, successors, filling, log_reveal)
+                after = self._successors(m, part, filling)
+                yield Block(m, part, self.levels[m][part], after, filling, log_reveal)
+
+    def _fillings(self, m: int, sizes: tuple[int, ...]) -> tuple[Int[Tensor, "C m"], Tensor | None]:
+        """Ways to show so many of ``m`` masked positions, and all successors if they fit in one block; kept."""
+        if (m, sizes) not in self._known:
+            letter = torch.arange(self.letters + 1, device=self.strides.device)
+            filling = torch.cartesian_prod(*[letter] * m).view(-1, m) if m else letter.new_zeros(1, 0)
+            shown = (filling < self.letters).sum(-1)
+            filling = filling[torch.isin(shown, shown.new_tensor(sizes))]
+            few = len(filling) * len(self.levels[m]) <= CHUNK
+            self._known[m, sizes] = filling, self._successors(m, slice(None), filling) if few else None
+        return self._known[m, sizes]
+
+    def _successors(self, m: int, part: slice, filling: Int[Tensor, "C m"]) -> Int[Tensor, "R C"]:
+        successors = self.levels[m][part, None].repeat(1, len(filling))
+        for j in range(m):
+            successors += self.strides[self.masked[m][part, j], None] * (filling[:, j] - self.letters)
+        return successors
 
     def occupancy(self, laws: TokenLaws) -> Float[Tensor, "K1 S"]:
         """Equation (2): the law of the state at each time, noisiest first. Gradient flows to the laws."""

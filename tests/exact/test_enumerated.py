@@ -18,8 +18,9 @@ from difftilt.core.policy import Policy
 from difftilt.core.process import Process
 from difftilt.core.stats import kl_k1, kl_k3
 from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.problems import enumerated
 from difftilt.problems.enumerated import EnumeratedChain, expected_fraction, reveal_laws
-from difftilt.problems.landscapes import TableReward, TabularDenoiser, random_pairwise
+from difftilt.problems.landscapes import TableReward, TabularDenoiser, corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.processes.masked import Masked
 
@@ -159,6 +160,45 @@ def test_the_tilt_keeps_the_law_of_the_path_given_the_design(reveal, grid):
     along = values.gather(1, index)
     log_weight = (along.diff(dim=0) / problem.alpha).sum(0)
     close(log_weight, problem.table[paths.x_0 @ torch.tensor([4, 2, 1])] / problem.alpha - problem.log_z)
+
+
+@chains
+def test_a_chain_too_large_for_one_block_is_solved_in_parts(reveal, grid, monkeypatch):
+    def solve() -> list[torch.Tensor | float]:
+        problem = TiltedProblem(make_policy(reveal, grid), make_reward(), alpha=0.7)
+        policy = make_policy(reveal, grid, seed=1)
+        return [problem.soft_values(), problem.kl(policy), problem.gap(policy), problem.optimum().value]
+
+    whole = solve()
+    monkeypatch.setattr(enumerated, "CHUNK", 8)
+    monkeypatch.setattr(enumerated, "NETWORK_BATCH", 5)
+    for part, expected in zip(solve(), whole, strict=True):
+        close(part, expected)
+
+
+@chains
+def test_mean_rewards_are_over_feasible_designs(reveal, grid):
+    problem = TiltedProblem(make_policy(reveal, grid), make_reward(infeasible=("ACA", "CCC")), alpha=0.7)
+    policy = make_policy(reveal, grid, seed=1)
+    paths = problem.chain.trajectories(policy)
+    reward = problem.table[paths.x_0 @ torch.tensor([4, 2, 1])]
+    mass = paths.log_prob.sum(0).exp().where(~reward.isnan(), 0)
+    close(problem.mean_reward(policy), (mass * reward.nan_to_num()).sum() / mass.sum())
+    kept = ~problem.table.isnan()
+    weight = problem.pretrained_law[kept] * (problem.table[kept] / 0.7).exp()
+    close(problem.target_mean_reward, (weight / weight.sum()) @ problem.table[kept])
+
+
+def test_fine_tuning_starts_where_it_is_told():
+    problem = random_pairwise(3, 2)
+    told = TiltedProblem(problem.pretrained, problem.reward, alpha=problem.alpha, start=corrected(problem.pretrained))
+    first, second = told.tunable(), told.tunable()
+    assert type(first.denoiser) is not type(problem.pretrained.denoiser)
+    assert not first.denoiser.table.logits.requires_grad
+    close(told.kl(first), problem.kl(problem.pretrained))
+    with torch.no_grad():
+        first.denoiser.network[-1].bias += torch.arange(6.0)
+    assert told.kl(first) != told.kl(second)
 
 
 # --- the objective, its gap and its gradient ----------------------------------------------------------------------

@@ -39,6 +39,8 @@ from difftilt.core.reward import Reward, score
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.enumerated import Block, EnumeratedChain, TokenLaws, expected_fraction
 from difftilt.problems.exact_value import TableValue
+from difftilt.problems.joint import JointDenoiser
+from difftilt.problems.problem import Histogram
 from difftilt.types import Condition, Float, Tensor
 
 
@@ -66,19 +68,29 @@ class TiltedProblem:
         reward: scores designs, NaN where infeasible; asked once for each design.
         alpha: KL temperature, reward units per nat.
         cond: one condition, used for every state.
+        start: where fine-tuning starts, a policy with the law of ``pretrained``; by default a copy of it.
 
     Attributes:
         chain: the enumerated chain.
         table: reward of each of ``chain.designs``, float64.
+        start: as given.
 
     Raises:
         ConfigError: ``alpha <= 0``, or no design is feasible.
     """
 
-    def __init__(self, pretrained: Policy, reward: Reward, *, alpha: float, cond: Condition | None = None) -> None:
+    def __init__(
+        self,
+        pretrained: Policy,
+        reward: Reward,
+        *,
+        alpha: float,
+        cond: Condition | None = None,
+        start: Policy | None = None,
+    ) -> None:
         if not alpha > 0:
             raise ConfigError(f"expected alpha > 0 (reward units per nat); got {alpha}; a small one is nearly greedy")
-        self.pretrained, self.reward, self.alpha = pretrained, reward, alpha
+        self.pretrained, self.reward, self.alpha, self.start = pretrained, reward, alpha, start
         self.chain = EnumeratedChain(pretrained, cond=cond)
         self.table = score(reward, pretrained.codec, self.chain.designs).value
         self.feasible = ~self.table.isnan()
@@ -135,8 +147,36 @@ class TiltedProblem:
         law = self.chain.marginal(policy).where(self.feasible, 0)
         return kl_divergence(law / law.sum(), self.tilted)
 
+    @cached_property
+    def target_mean_reward(self) -> float:
+        """Mean reward under the tilted law."""
+        return (self.tilted * self.table.where(self.feasible, 0)).sum().item()
+
+    def mean_reward(self, policy: Policy) -> float:
+        r""":math:`E_\theta[r \mid F]`."""
+        law = self.chain.marginal(policy).where(self.feasible, 0)
+        return (law @ self.table.where(self.feasible, 0) / law.sum()).item()
+
+    @cached_property
+    def class_kl(self) -> float:
+        r""":math:`KL(p^\circ \| p^*)` at :math:`x_0`, nats: 0 where the conditionals of :math:`p^*` close the gap."""
+        if self.pretrained.fixed is None:
+            exact = self.pretrained.frozen_copy()
+            exact.denoiser = JointDenoiser.of(self.tilted.view([self.chain.letters] * self.chain.states.shape[1]))
+            if self.gap(exact) < 1e-9:
+                return 0.0
+        return self.optimum().kl
+
+    def law_of(self, x_0: Tensor, log_weight: Float[Tensor, " N"], *, fixed_prior: bool = False) -> Histogram:
+        """Finished states against :attr:`tilted`, design by design; a fixed prior is no restriction to tokens."""
+        letters, free = self.chain.letters, self.chain.positions[-1][0]
+        place = letters ** torch.arange(len(free) - 1, -1, -1, device=x_0.device)
+        return Histogram.count(x_0[:, free] @ place, log_weight, self.tilted)
+
     def tunable(self) -> Policy:
-        """A copy of the pretrained policy with gradients: where fine-tuning starts."""
+        """A copy of :attr:`start`, or of the pretrained policy with gradients: where fine-tuning starts."""
+        if self.start is not None:
+            return copy.deepcopy(self.start)
         return copy.deepcopy(self.pretrained).requires_grad_(True)
 
     @torch.no_grad()

@@ -203,6 +203,33 @@ def test_conditions_reach_every_network_call_row_by_row(sampler: str, process: s
     assert set(torch.cat(own.denoiser.conditions).tolist()) == {0, 1, 2}
 
 
+def test_values_are_told_the_condition_of_each_candidate() -> None:
+    """A policy that shows the letter of its condition: what is shown agrees with the value's condition, row by row."""
+
+    class Obedient(nn.Module):
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+            return 60.0 * nn.functional.one_hot(cond["c"], 3)[:, None].double().expand(-1, STEPS, -1)
+
+    def agree(x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+        shown = x != 3
+        right = ((x == cond["c"][:, None]) | ~shown).all(1)
+        return (right.double() - 1) * 1000  # guidance tries other letters: they must look bad in their own row
+
+    own = policy("tokens")
+    own.denoiser = Obedient()
+    c = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    for name in ("value_weighted", "smc", "classifier_guidance, exact"):
+        seen = []
+
+        def value(x: torch.Tensor, t: torch.Tensor, cond: Any, seen: list[Any] = seen) -> torch.Tensor:
+            seen.append((agree(x, t, cond) == 0).double().mean().item())
+            return agree(x, t, cond)
+
+        kept = SAMPLERS[name](own, Sum(own.process), N, generator(), cond={"c": c}, value=value)
+        assert torch.equal(kept.x_0, c[:, None].expand(-1, STEPS))
+        assert seen == [pytest.approx(1 / 3 if name.startswith("classifier") else 1.0)] * len(seen), name
+
+
 def test_reward_calls_and_network_rows_are_those_documented() -> None:
     """With a value that costs nothing; per design and step."""
     expected = {

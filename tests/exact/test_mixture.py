@@ -135,6 +135,18 @@ def test_laws_and_values_of_one_component_are_the_closed_forms(one):
     )
 
 
+def test_values_to_steer_by_are_the_closed_forms_between_grid_points_too(one):
+    problem, closed, _ = one
+    x = vector(-1.234, 0.1, 2.5)[:, None].requires_grad_()
+    values, exact = problem.value(), closed.value(REWARD, ALPHA)
+    for t in (1.0, 0.5, 0.0):
+        close(values(x, vector(t)[0]), exact(x, vector(t)[0]))
+        slopes = [torch.autograd.grad(value(x, vector(t)[0]).sum(), x)[0] for value in (values, exact)]
+        close(slopes[0], slopes[1], atol=1e-8)
+    black_box = LineProblem(problem.pretrained, REWARD.__call__, alpha=ALPHA)
+    close(black_box.value()(x, vector(0.0)[0]), REWARD(x))
+
+
 def test_the_class_optimum_of_one_component_is_the_riccati_recursion(one):
     problem, _, chain = one
     value, law = problem.optimum

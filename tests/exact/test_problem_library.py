@@ -62,6 +62,11 @@ def test_every_problem_keeps_the_protocol(problem):
     assert problem.kl(second) == before
     assert before > 0.2 > 10 * problem.class_kl >= 0
     assert problem.mean_reward(second) < problem.target_mean_reward
+    x_1 = problem.pretrained.prior(20_000, rng)
+    first_value = problem.value()(x_1, problem.pretrained.grid[0]).mean().item()
+    bound = problem.alpha * problem.log_z  # J <= E[v_1] <= alpha log Z, with equality where x_1 tells nothing
+    assert first_value < bound + 1e-6
+    assert (bound - first_value < 1e-3) is problem.pretrained.process.memoryless
 
 
 def test_entries_say_what_they_build():

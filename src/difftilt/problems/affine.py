@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 
 from difftilt.core.policy import Policy
+from difftilt.problems.exact_value import FunctionValue
 from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Matrix, Quadratic, Vector
 from difftilt.problems.problem import Histogram
 from difftilt.types import Float, Tensor
@@ -41,6 +42,10 @@ class AffineProblem:
     def tunable(self) -> Policy:
         """The exact policy, one free affine map per step."""
         return self.model.pretrained()
+
+    def value(self) -> FunctionValue:
+        """Soft values of the pretrained chain, quadratics."""
+        return self.model.value(self.reward, self.alpha)
 
     @torch.no_grad()
     def law(self, policy: Policy) -> tuple[Vector, Matrix]:

@@ -26,14 +26,15 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import torch
 
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, score
+from difftilt.core.reward import DifferentiableReward, Reward, score
 from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.problems.exact_value import FunctionValue
 from difftilt.problems.problem import Histogram
 from difftilt.processes.gaussian import Gaussian, GaussianStep
 from difftilt.types import Float, Tensor
@@ -156,6 +157,22 @@ class LineProblem:
         for matrix in self.reference.matrix.flip(0):
             values.insert(0, self.alpha * (matrix.log() + values[0] / self.alpha).logsumexp(1))
         return torch.stack(values)
+
+    def value(self) -> FunctionValue:
+        """(3) at any state, by the quadrature of the step from there; differentiable if the reward is."""
+        steps = [partial(self._value_before, k) for k in range(self.pretrained.steps)]
+        return FunctionValue(self.pretrained.grid, [*steps, self._value_at_the_end])
+
+    def _value_before(self, k: int, x_t: Float[Tensor, "B d"]) -> Float[Tensor, " B"]:
+        law = self._law(self.pretrained, x_t.double(), k)
+        log_kernel = -0.5 * ((self.x - law.mean) / law.std[0]) ** 2 - (law.std[0] / self.width).log()
+        log_mean = (log_kernel + self.soft_values[k + 1] / self.alpha).logsumexp(1) - 0.5 * math.log(2 * math.pi)
+        return self.alpha * log_mean
+
+    def _value_at_the_end(self, x_0: Float[Tensor, "B d"]) -> Float[Tensor, " B"]:
+        if isinstance(self.reward, DifferentiableReward):
+            return self.reward.on_probabilities(x_0)
+        return score(self.reward, self.pretrained.codec, x_0).value
 
     @cached_property
     def target(self) -> Float[Tensor, " n"]:

@@ -18,6 +18,7 @@ import torch
 
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
+from difftilt.core.value import Value
 from difftilt.types import Float, Int, Tensor
 
 
@@ -76,6 +77,10 @@ class Problem(Protocol):
     @property
     def target_mean_reward(self) -> float:
         """Mean reward under (1)."""
+        ...
+
+    def value(self) -> Value:
+        """Exact soft values of the pretrained chain, to steer by and to calibrate against."""
         ...
 
     def tunable(self) -> Policy:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from difftilt.algorithms.adjoint_matching import AdjointMatching
@@ -21,7 +22,7 @@ from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.registry import construct
 from difftilt.core.reward import Reward
-from difftilt.data import Table, find, load, merge_repeats, read_designs, validate
+from difftilt.data import Table, find, load, merge_repeats, names, read_designs, validate
 from difftilt.domains import dna, rna
 from difftilt.domains.task import Task, TaskData, split_task
 from difftilt.errors import ConfigError, DataError, nearest
@@ -52,6 +53,8 @@ ALGORITHMS: dict[str, type] = {
 SAMPLERS: dict[str, type] = {"best_of_n": BestOfN}
 PARTS = ("denoiser", "reward", "judge")
 ZOO = Path(__file__).parent / "zoo"
+FEWEST = 20
+"""Designs below which nothing is trained."""
 
 
 def task(name: str) -> Task:
@@ -150,8 +153,12 @@ def read_table(entry: Task, data: Path | None = None) -> Table:
     table = read_designs(data)
     letters = entry.alphabet + "".join(entry.aliases)
     table = merge_repeats(replace(table, sequences=validate(table.sequences, letters, path=data, lines=table.lines)))
-    if len(table) < 20:
-        raise DataError(f"{data}: expected at least 20 designs; got {len(table)}; add more")
+    if len(table) < FEWEST:
+        raise DataError(f"{data}: expected at least {FEWEST} designs; got {len(table)}; add more")
+    if table.score_column is not None and np.isnan(table.scores).all():
+        raise DataError(
+            f"{data}: expected numbers in the column '{table.score_column}'; got none; fill it, or leave it out"
+        )
     return table
 
 
@@ -198,6 +205,11 @@ class Pretraining:
     def run(self, parts: tuple[str, ...] = PARTS) -> dict[str, dict[str, Any]]:
         """Train the named parts; returns each one's metrics."""
         data = split_task(self.entry, self.table, seed=self.seed)
+        for part in parts:
+            rows = len(data.prior_train) if part == "denoiser" else len(getattr(data, part))
+            if rows < FEWEST:
+                what = "designs" if part == "denoiser" else "scored designs"
+                raise DataError(f"expected at least {FEWEST} {what} for the {part}; got {rows}; add more")
         done = {}
         for part in parts:
             started = time.monotonic()
@@ -221,9 +233,24 @@ class Pretraining:
             "part": part,
             "score": entry.score_name,
             "naturalness": entry.naturalness,
-            "data": {"set": entry.data_set, "file": self.table.path.name, "rows": len(self.table)},
+            "data": self._source(part),
             "training": {"command": self.command, "seed": self.seed, **provenance()},
             "metrics": metrics,
+        }
+
+    def _source(self, part: str) -> dict[str, Any]:
+        """Which rows a part was trained and tested on."""
+        entry, table = self.entry, self.table
+        if part == "judge" and entry.judge_set is not None:
+            table = load(entry.judge_set)
+        known = {path.resolve(): name for name in names() if (path := find(name)) is not None}
+        distance = entry.cluster_distance
+        split = f"by cluster: no test row within {distance} mutations of a training row" if distance else "at random"
+        return {
+            "set": known.get(table.path.resolve(), table.path.name),
+            "file": table.path.name,
+            "rows": len(table),
+            "split": split,
         }
 
     def _denoiser(self, data: TaskData) -> tuple[Policy, dict[str, Any]]:
@@ -276,8 +303,6 @@ class Pretraining:
         if part == "judge" and entry.judge_set is not None:
             replicate = split_task(entry, load(entry.judge_set), seed=self.seed)
             rows, tokens, scores, test = replicate.judge, replicate.tokens, replicate.scores, replicate.test
-        if len(rows) < 20:
-            raise DataError(f"expected at least 20 scored designs for the {part}; got {len(rows)}; add a score column")
         mean, scale = scores[rows].mean().item(), scores[rows].std().item()
         spec = {**chosen, "vocabulary": codec.vocabulary, "length": codec.length}
         members = train_members(

@@ -81,7 +81,7 @@ def test_what_is_returned_is_the_sampled_state_everywhere(rng: torch.Generator) 
         assert torch.equal(before[shown], after[shown]), "a shown token changed"
 
 
-@pytest.mark.parametrize("name", build.ALGORITHMS)
+@pytest.mark.parametrize("name", [name for name in build.ALGORITHMS if name != "adjoint_matching"])  # no tokens
 def test_the_designs_an_algorithm_reports_are_the_sampled_ones(name: str, rng: torch.Generator) -> None:
     """Defect 13 once more: also the straight-through draw is the sampled token, not the network's favourite."""
     policy = counter()

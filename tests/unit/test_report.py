@@ -484,3 +484,13 @@ def test_the_comparison_page_shows_every_run_and_fetches_nothing(finished, run, 
     assert "best of 134" in text
     with pytest.raises(ConfigError):
         compare([])
+
+
+def test_runs_toward_different_rewards_are_not_on_one_scale(finished, run):
+    assert "Different rewards." not in compare([finished, run])
+    config = make_config()
+    config["task"]["reward_name"] = "scorer.py:load"
+    run.config.write_text(tomli_w.dumps(config))
+    text = compare([finished, run])
+    assert "Different rewards." in text
+    assert "scorer.py:load" in text

@@ -58,7 +58,7 @@ class TunedState:
         learning_rate: float,
         extra: list[dict[str, Any]] | None = None,
     ) -> None:
-        if not anchors or any(anchor.weight <= 0 for anchor in anchors):
+        if not anchors or not all(math.isfinite(anchor.weight) and anchor.weight > 0 for anchor in anchors):
             came = [anchor.weight for anchor in anchors]
             raise ConfigError(
                 f"expected alpha > 0 for every anchor; got {came}; the tilted law needs a positive temperature"
@@ -79,10 +79,19 @@ class TunedState:
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
 
     def descend(self, loss: Float[Tensor, ""], max_gradient_norm: float) -> Float[Tensor, ""]:
-        """One optimiser step down ``loss``; returns the gradient's norm before it is cut to ``max_gradient_norm``."""
+        """One optimiser step down ``loss``; returns the gradient's norm before it is cut to ``max_gradient_norm``.
+
+        Raises:
+            StateError: the gradient is not finite. The parameters stay as they were.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, max_gradient_norm)
+        if not norm.isfinite():
+            raise StateError(
+                f"expected a finite gradient in update {self.updates + 1}; got {norm.item()}; lower the learning rate, "
+                "raise alpha, or let the reward return None in place of huge numbers"
+            )
         self.optimiser.step()
         return norm
 

@@ -191,7 +191,8 @@ def _noun(flag: Flag) -> str:
 
 def _unknown(name: str, known: Collection[str], command: str, foreign: Foreign) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"see {command} --help"
+    far = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    hint = f"did you mean '{close[0]}'?" if close else f"the nearest is '{far[0]}'; see {command} --help"
     if name in foreign:
         hint = f"it needs {foreign[name]}, or {hint}"
     return ConfigError(f"expected a known flag of `{command}`; got '{name}'; {hint}")

@@ -56,6 +56,8 @@ def command(argv: Sequence[str]) -> None:
         raise nearest(asked.only, build.PARTS, what="part for --only")
     torch.set_num_threads(asked.threads)
     table = build.read_table(entry, asked.data)
+    if asked.data is not None:  # the replicate that judges the task's own table says nothing of other data
+        entry = dataclasses.replace(entry, judge_set=None)
     output = asked.output or Path("models") / entry.name
     parts = build.PARTS if asked.only is None else (asked.only,)
     if table.score_column is None and asked.only is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from typing import Any
@@ -43,7 +42,7 @@ def carry_out(job: Job, run: RunFolder, *, resume: bool = False, progress: Progr
     if resume and run.evaluation.is_file():
         if not run.report.is_file():
             write_report(run)
-        return json.loads(run.evaluation.read_text(encoding="utf-8"))
+        return run.read_json(run.evaluation)
     if loop.kl_budget is not None:
         estimate = _log_z(job, run, oracle, result.alpha)
     return finish(job, run, result, estimate, designs=job.plan.settings.designs, seed=loop.seed)
@@ -91,8 +90,8 @@ def _log_z(job: Job, run: RunFolder, oracle: Oracle, alpha: float) -> LogZ | Non
     if not samples:
         return None
     if run.log_z.is_file():
-        record = json.loads(run.log_z.read_text(encoding="utf-8"))
-        if record.pop("alpha") == alpha:
+        record = run.read_json(run.log_z)
+        if record.pop("alpha", None) == alpha:
             return _restored(record)
     say(f"estimating log Z at alpha {alpha:.4g} from the pretrained model alone")
     rng = Streams(job.plan.loop.seed, job.policy.device)("log_z")
@@ -135,7 +134,7 @@ def finish(
     result.policy.save_pretrained(run.model)
     run.write_json(run.evaluation, facts)
     write_report(run)
-    return json.loads(run.evaluation.read_text(encoding="utf-8"))
+    return run.read_json(run.evaluation)
 
 
 def _facts(job: Job, result: FinetuneResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:

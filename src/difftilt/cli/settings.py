@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt import build
+from difftilt.algorithms.state import SHARES
 from difftilt.cli import flags
 from difftilt.config import from_mapping, read_toml
 from difftilt.errors import ConfigError, nearest
@@ -31,7 +32,7 @@ class Settings:
     task: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]] = ""
     """What to tune: a task of `difftilt list`."""
     algorithm: str = "ppo"
-    """How: ppo, reward_backprop or trajectory_balance. Each has flags of its own: add --help to see them."""
+    """How: a name of `difftilt list`. Each has flags of its own: add --help to see them."""
     reward: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:FUNCTION|model|table")] = None
     """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), or the task's own."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
@@ -74,8 +75,8 @@ class Plan:
     place: Place = field(default_factory=Place)
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The settings as the tables of ``config.toml``."""
-        settings = dataclasses.asdict(self.settings) | dataclasses.asdict(self.loop)
+        """The settings as the tables of ``config.toml``, paths from the root: a run can be resumed from any folder."""
+        settings = dataclasses.asdict(_anchored(self.settings)) | dataclasses.asdict(self.loop)
         return {"settings": settings, "algorithm": dataclasses.asdict(self.algorithm)}
 
 
@@ -103,6 +104,16 @@ def plan_from(argv: Sequence[str]) -> Plan:
     return plan
 
 
+def _anchored(settings: Settings) -> Settings:
+    """The same with paths from the root."""
+    reward = settings.reward
+    if reward is not None and ":" in reward:
+        path, _, function = reward.rpartition(":")
+        reward = f"{Path(path).resolve()}:{function}"
+    data, models = (None if path is None else path.resolve() for path in (settings.data, settings.models))
+    return dataclasses.replace(settings, reward=reward, data=data, models=models)
+
+
 def _from_tables(stored: Mapping[str, Any], name: str | None, where: str) -> Plan:
     """Defaults with the tables of a file over them; ``name`` is the algorithm asked for on the command line."""
     for key in stored:
@@ -113,7 +124,7 @@ def _from_tables(stored: Mapping[str, Any], name: str | None, where: str) -> Pla
                     "put it under one"
                 )
             raise nearest(key, TABLES, what=f"table in '{where}'")
-    tables = {key: stored.get(key, {}) for key in TABLES}
+    tables: dict[str, Any] = {key: stored.get(key, {}) for key in TABLES}
     for key, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(
@@ -126,6 +137,8 @@ def _from_tables(stored: Mapping[str, Any], name: str | None, where: str) -> Pla
             raise nearest(key, own | loop, what=f"setting in {place}")
     part = {key: value for key, value in tables["settings"].items() if key in own}
     settings = from_mapping(Settings, part, where=place)
+    if name is not None and _canonical(name) != _canonical(settings.algorithm):  # another method has other settings
+        tables["algorithm"] = {key: value for key, value in tables["algorithm"].items() if key == "alpha"}
     settings = dataclasses.replace(settings, algorithm=_canonical(name or settings.algorithm))
     kind = build.algorithm(settings.algorithm)
     return Plan(
@@ -217,7 +230,7 @@ def check_ranges(plan: Plan) -> None:
         for name, value in values.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or name == "seed":
                 continue
-            zero = name in ("feasibility_weight", "log_z_samples", "final_learning_rate")
+            zero = name in ("feasibility_weight", "log_z_samples", "final_learning_rate", *SHARES)
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
                 least = "0 or more" if zero else "more than 0"
                 raise ConfigError(f"expected {least} for {_flag(name)}; got {value}; correct it")

@@ -129,6 +129,8 @@ class Policy(nn.Module, ModelHubMixin):
         from difftilt.core.trajectory import sample_states
         from difftilt.rng import Streams
 
+        if n < 1 or batch < 1:
+            raise ConfigError(f"expected at least one design and one per batch; got {n} and {batch}; raise them")
         rng = Streams(seed, self.device)("sample")
         return self.codec.decode(sample_states(self, n, rng, batch=batch))
 
@@ -228,6 +230,8 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str) 
         came = tuple(weights[name].shape) if name in weights else "no such tensor"
         if expected != came:
             raise StateError(f"expected {expected} for '{name}' of '{where}'; got {came}; is it another model's file?")
+        if not weights[name].isfinite().all():
+            raise StateError(f"expected finite numbers in '{name}' of '{where}'; got others; copy the file again")
     network.load_state_dict(weights)
 
 

@@ -46,6 +46,7 @@ def compare(runs: Sequence[RunFolder]) -> str:
         "comparison.html.j2",
         title=f"{len(facts)} runs compared",
         tasks=tasks,
+        rewards=list(dict.fromkeys(run.reward_name for run in facts)),
         figures=figures,
         rows=[(_row(run), run) for run in facts],
         places=min(map(sentences.score_places, facts)),

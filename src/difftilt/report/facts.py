@@ -112,7 +112,12 @@ class RunFacts:
     @property
     def reward_axis(self) -> str:
         """Label of a reward axis."""
-        return self.score_name if self.same_scale else str(self.table("task").get("reward_name") or "reward")
+        return self.score_name if self.same_scale else self.reward_name
+
+    @property
+    def reward_name(self) -> str:
+        """What the run was tilted toward, in a few words."""
+        return str(self.table("task").get("reward_name") or "reward")
 
     @property
     def alpha(self) -> float | None:

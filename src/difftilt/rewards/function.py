@@ -46,7 +46,8 @@ class FunctionReward:
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.reasons: list[str | None] = []
-        self._proven = False
+        self.proven = False
+        """Whether it has scored a design before, also in an earlier session of the run."""
 
     def __call__(self, designs: Sequence[Any]) -> Float[Tensor, " B"]:
         """Numbers with NaN where infeasible, float64.
@@ -59,14 +60,14 @@ class FunctionReward:
             answers = self._checked(self.function(designs), len(designs))
         except OracleError:
             raise
-        except Exception:  # a user's function may raise anything; find out which designs are to blame
+        except (Exception, SystemExit):  # a user's function may raise anything; find out which designs are to blame
             answers = self._one_by_one(designs)
         values, self.reasons = [], []
         for answer in answers:
             value, reason = answer if isinstance(answer, _Failure) else _number(answer, self.name)
             values.append(value)
             self.reasons.append(reason)
-        self._proven = self._proven or not all(map(math.isnan, values))
+        self.proven = self.proven or not all(map(math.isnan, values))
         return torch.tensor(values, dtype=torch.float64)
 
     def _one_by_one(self, designs: list[Any]) -> list[Any]:
@@ -77,10 +78,10 @@ class FunctionReward:
                 answers.append(self._checked(self.function([design]), 1)[0])
             except OracleError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failures += 1
                 answers.append(_Failure(math.nan, f"{type(error).__name__}: {_first_line(error)}"))
-        if failures == len(designs) and (failures >= FEW or not self._proven):
+        if failures == len(designs) and (failures >= FEW or not self.proven):
             raise OracleError(
                 f"expected '{self.name}' to score at least one of {failures} designs; got {answers[-1].reason} for "
                 f"every one; try it on '{designs[0]}'"

@@ -21,7 +21,7 @@ import torch
 
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.errors import OracleError, StateError
-from difftilt.rewards.function import as_reward
+from difftilt.rewards.function import FunctionReward, as_reward
 from difftilt.types import Float, Tensor
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -56,6 +56,8 @@ class Oracle:
     ) -> None:
         self.reward, self._record = reward, record
         self._answers = {answer.design: answer for answer in history}
+        if isinstance(reward, FunctionReward) and any(math.isfinite(answer.value) for answer in history):
+            reward.proven = True
         self._counted: set[Any] = set()
         self._purpose = TRAINING
         self.calls = 0

@@ -159,6 +159,22 @@ class RunFolder:
         """
         self._replace(file, json.dumps(plain(record), indent=2) + "\n")
 
+    def read_json(self, file: Path) -> dict[str, Any]:
+        """What :meth:`write_json` wrote.
+
+        Raises:
+            StateError: the file is damaged.
+        """
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(record, dict):
+                raise ValueError
+        except ValueError:
+            raise StateError(
+                f"expected a JSON object in '{file}'; got a damaged file; delete it, then go on with --resume"
+            ) from None
+        return record
+
     def _replace(self, file: Path, text: str) -> None:
         partial = file.with_name(f".{file.name}.partial")
         try:

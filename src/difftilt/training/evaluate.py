@@ -18,6 +18,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.core.stats import mean_and_error
 from difftilt.core.trajectory import Trajectory, rollout
+from difftilt.errors import StateError
 from difftilt.metrics.best_of_n import best_of_n_weights
 from difftilt.metrics.gap import Gap, optimality_gap
 from difftilt.metrics.log_z import LogZ, from_samples, log_path_weight
@@ -61,12 +62,22 @@ class Evaluation:
 def draw(
     policy: Policy, pretrained: Policy, reward: Reward, judge: Reward | None, n: int, rng: torch.Generator
 ) -> DesignSet:
-    """``n`` designs of ``policy``, scored by reward and judge, with log-ratios against ``pretrained``."""
+    """``n`` designs of ``policy``, scored by reward and judge, with log-ratios against ``pretrained``.
+
+    Raises:
+        StateError: a policy has diverged to NaN.
+    """
     paths: list[Trajectory] = []
     for start in range(0, n, 256):
         paths.append(rollout(policy, min(256, n - start), rng, references=[pretrained]))
     x_0 = torch.cat([path.x_0 for path in paths])
     codec = policy.codec
+    path_log_ratio = torch.cat([path.log_ratio[0].sum(0) for path in paths])
+    if path_log_ratio.isnan().any():
+        raise StateError(
+            f"expected log-probabilities of {n} paths; got NaN for {int(path_log_ratio.isnan().sum())}; the policy has "
+            "diverged: train it again with a lower learning rate"
+        )
     value = score(reward, codec, x_0).value
     bounds = torch.full_like(value, torch.nan)
     if pretrained.process.bounds_likelihood:
@@ -76,7 +87,7 @@ def draw(
         designs=codec.decode(x_0),
         reward=value,
         judge=torch.full_like(value, torch.nan) if judge is None else score(judge, codec, x_0).value,
-        path_log_ratio=torch.cat([path.log_ratio[0].sum(0) for path in paths]),
+        path_log_ratio=path_log_ratio,
         pretrained_log_likelihood=-bounds,
     )
 

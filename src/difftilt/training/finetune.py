@@ -192,6 +192,7 @@ def finetune(
             "alpha": alpha,
             **info,
         }
+        _check_finite(record, tuned)
         if judge is not None and state.x_0 is not None and (step % loop.judge_every == 0 or step == loop.steps):
             record["judge"] = score(as_reward(judge), tuned.codec, state.x_0).mean
         if log_z is not None and loop.kl_budget is None and len(state.anchors) == 1:
@@ -217,6 +218,21 @@ def finetune(
             on_step(record)
     tuned.eval().requires_grad_(False)
     return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
+
+
+def _check_finite(record: dict[str, Any], policy: Policy) -> None:
+    """Nothing of a diverged policy is kept.
+
+    Raises:
+        StateError: the KL is not finite, or a parameter is not.
+    """
+    broken = [name for name, value in policy.named_parameters() if not value.isfinite().all()]
+    if broken or not math.isfinite(record["kl_nats"]):
+        came = f"'{broken[0]}' with other numbers" if broken else f"a KL of {record['kl_nats']} nats"
+        raise StateError(
+            f"expected a finite policy after update {record['step']}; got {came}; lower the learning rate (the last "
+            "checkpoint is kept) or raise alpha"
+        )
 
 
 def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:

@@ -281,17 +281,19 @@ def test_histograms_of_samples_agree_with_the_law_they_come_from(rng):
         assert chi_square_z(flat.law_of(x_0 + flat.width / 2, even), n) > 7  # twin: half a grid cell off
 
 
-def test_cells_hold_the_mass_of_the_density():
-    """Against a sum over a grid 65 times finer, of the same tilted density."""
-    problem = two_modes()
-    before = problem.prior
+@pytest.mark.parametrize("fixed_prior", [False, True])
+def test_cells_hold_the_mass_of_the_density(fixed_prior):
+    """Against a sum over a grid 65 times finer, of the same density, where the two targets differ."""
+    problem = two_modes(kernel="ddim", eta=0.3)
+    before = problem.prior * torch.exp(-problem.soft_values[0] / ALPHA) if fixed_prior else problem.prior
     for matrix in problem.reference.matrix[:-1]:
         before = before @ matrix
     fine = (problem.x[:, None] + problem.width * torch.arange(-32, 33) / 65).flatten()
     z = (fine[:, None] - problem.reference.mean[-1]) / problem.reference.std[-1]
     law = (torch.exp(-0.5 * z**2) @ before) * torch.exp(problem.reward(fine[:, None]) / ALPHA)
-    histogram = problem.law_of(fine[:, None], law.log())
+    histogram = problem.law_of(fine[:, None], law.log(), fixed_prior=fixed_prior)
     close(histogram.observed, histogram.expected, atol=1e-4)
+    assert problem.law_of(fine[:, None], law.log(), fixed_prior=not fixed_prior).total_variation > 0.1
 
 
 # --- edges ----------------------------------------------------------------------------------------------------------

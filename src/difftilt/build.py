@@ -1,4 +1,4 @@
-"""The one place where names become objects: tasks, models, rewards, algorithms, samplers."""
+"""The one place where names become objects: tasks, models, rewards, algorithms, samplers, soft values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import numpy as np
 import torch
 
 from difftilt.algorithms.adjoint_matching import AdjointMatching
+from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.path_consistency import DetailedBalance, PathConsistency, SubtrajectoryBalance
 from difftilt.algorithms.ppo import PPO
+from difftilt.algorithms.raft import RAFT
 from difftilt.algorithms.reinforce import Reinforce
+from difftilt.algorithms.renoised_mle import RenoisedMLE
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
@@ -22,6 +25,7 @@ from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.registry import construct
 from difftilt.core.reward import Reward
+from difftilt.core.value import Value
 from difftilt.data import Table, find, load, merge_repeats, names, read_designs, validate
 from difftilt.domains import dna, rna
 from difftilt.domains.task import Task, TaskData, split_task
@@ -33,10 +37,18 @@ from difftilt.rewards.function import load_function
 from difftilt.rewards.table import TableReward
 from difftilt.rng import seeded_initialisation
 from difftilt.samplers.best_of_n import BestOfN
+from difftilt.samplers.classifier_guidance import ClassifierGuidance
+from difftilt.samplers.mcmc import MCMC
+from difftilt.samplers.refine import Refine
+from difftilt.samplers.smc import SMC
+from difftilt.samplers.value_weighted import ValueWeighted
 from difftilt.tracking.run import provenance
 from difftilt.training.pretrain import denoising_bounds, pretrain
 from difftilt.training.regress import measure_fit, train_members
 from difftilt.types import Int, Tensor
+from difftilt.values.monte_carlo import MonteCarlo
+from difftilt.values.plug_in import OneJump, PlugIn
+from difftilt.values.regression import Regression, fit_value
 
 TASKS: dict[str, Task] = {task.name: task for task in (*rna.TASKS, *dna.TASKS)}
 ALGORITHMS: dict[str, type] = {
@@ -49,8 +61,19 @@ ALGORITHMS: dict[str, type] = {
     "subtrajectory_balance": SubtrajectoryBalance,
     "reinforce": Reinforce,
     "reward_weighted_mle": RewardWeightedMLE,
+    "renoised_mle": RenoisedMLE,
+    "raft": RAFT,
+    "distill": Distill,
 }
-SAMPLERS: dict[str, type] = {"best_of_n": BestOfN}
+SAMPLERS: dict[str, type] = {
+    "best_of_n": BestOfN,
+    "value_weighted": ValueWeighted,
+    "smc": SMC,
+    "refine": Refine,
+    "classifier_guidance": ClassifierGuidance,
+    "mcmc": MCMC,
+}
+VALUES = ("plug_in", "one_jump", "monte_carlo", "regression")
 PARTS = ("denoiser", "reward", "judge")
 ZOO = Path(__file__).parent / "zoo"
 FEWEST = 20
@@ -70,6 +93,38 @@ def algorithm(name: str) -> type:
     if name not in ALGORITHMS:
         raise nearest(name, ALGORITHMS, what="algorithm")
     return ALGORITHMS[name]
+
+
+def sampler(name: str) -> type:
+    """The sampler called ``name``, a frozen dataclass of settings."""
+    if name not in SAMPLERS:
+        raise nearest(name, SAMPLERS, what="sampler")
+    return SAMPLERS[name]
+
+
+def soft_value(
+    name: str, policy: Policy, reward: Reward, rng: torch.Generator, *, alpha: float, samples: int | None = None
+) -> Value:
+    """The estimate of the soft value called ``name``; a regression is fitted here.
+
+    Args:
+        name: one of :data:`VALUES`.
+        policy: p_pre.
+        reward: scores designs.
+        rng: noise source.
+        alpha: KL temperature, reward units per nat.
+        samples: designs or rollouts for each state, or paths of the regression; its own number when not given.
+    """
+    if name not in VALUES:
+        raise nearest(name, VALUES, what="value")
+    if name == "plug_in":
+        return PlugIn(policy, reward)
+    if name == "one_jump":
+        return OneJump(policy, reward, rng, alpha, **({} if samples is None else {"designs": samples}))
+    if name == "monte_carlo":
+        return MonteCarlo(policy, reward, rng, alpha, **({} if samples is None else {"rollouts": samples}))
+    settings = Regression(alpha=alpha, **({} if samples is None else {"paths": samples}))
+    return fit_value(policy, reward, rng, settings)
 
 
 def model_folder(entry: Task, part: str, models: Path | None = None) -> Path | None:

@@ -19,8 +19,9 @@ from difftilt.core.algorithm import Algorithm, Anchor, State
 from difftilt.core.codec import TokenCodec, VectorCodec
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward
-from difftilt.errors import ConfigError, StateError, UnsupportedError
+from difftilt.core.reward import DifferentiableReward, score
+from difftilt.core.trajectory import sample_states
+from difftilt.errors import ConfigError, OracleError, StateError, UnsupportedError
 from difftilt.networks import ConvDenoiser
 from difftilt.problems.landscapes import PairwiseReward
 from difftilt.processes.gaussian import Gaussian
@@ -33,6 +34,8 @@ CODEC = TokenCodec("ACGT", LENGTH)
 VECTORS = VectorCodec()
 UNDEFINED = {("adjoint_matching", "tokens"): "expected a chain of Gaussian steps"}
 """Pairs of algorithm and kind of state that are refused, and how."""
+ONE_ANCHOR = ("distill",)
+"""Methods that steer the reference, of which there can be one."""
 WORLD = ["tokens"]
 """The kind of state that the test at hand is about; see :func:`world`."""
 SETTINGS: dict[str, list[dict[str, Any]]] = {
@@ -43,6 +46,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "detailed_balance": [{}],
     "subtrajectory_balance": [{}],
     "reinforce": [{}, {"steps_per_path": 2}],
+    "raft": [{"keep": 0.3}],
+    "renoised_mle": [{}, {"steps_per_path": 2}],
+    "distill": [{"teacher": "refine", "effort": 4}, {"teacher": "best_of_n", "effort": 4}],
     "reward_weighted_mle": [{}, {"control_variate": False}, {"path_correction": False}],
     "trajectory_balance": [{}, {"log_z": "learned", "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
 }
@@ -140,6 +146,10 @@ def made(name: str, settings: dict[str, Any], *, anchors: int = 1, **more: Any) 
     """An algorithm and its state on a fresh policy, whose references are that policy (and another)."""
     algorithm = build.algorithm(name)(**{"batch": BATCH, "learning_rate": 0.01, **settings, **more})
     tuned = policy()
+    if anchors > 1 and name in ONE_ANCHOR:
+        with pytest.raises(UnsupportedError, match="expected one anchor"):
+            algorithm.init(tuned, [Anchor(policy().frozen_copy(), ALPHA)] * anchors)
+        pytest.skip("one anchor only")
     references = [Anchor(policy(seed).frozen_copy(), ALPHA / anchors) for seed in range(anchors)]
     return algorithm, algorithm.init(tuned, references)
 
@@ -198,6 +208,9 @@ def test_designs_of_the_update_are_kept_and_the_reward_is_their_mean(name: str, 
     codec = state.policy.codec
     designs = codec.decode(state.x_0)
     assert info.reward == pytest.approx(CountedReward()(designs).mean().item(), rel=1e-5)
+    if name == "distill":  # the teacher scores what it throws away, too
+        assert BATCH < info.oracle_calls <= len(reward.designs) + reward.relaxed
+        return
     assert info.oracle_calls == len(reward.designs) + reward.relaxed == BATCH
     assert not reward.designs or torch.equal(codec.encode(reward.designs), codec.encode(designs))
 
@@ -227,9 +240,22 @@ def test_the_first_update_starts_at_a_kl_of_zero_and_later_ones_do_not(name: str
 @every
 def test_updates_raise_the_reward(name: str, settings: dict[str, Any]) -> None:
     """Mean of 40 updates at a high rate: the last ten are better than the first ten, by far more than noise."""
+    if name == "renoised_mle":
+        pytest.skip("it learns the reversal of q, which an untrained network is not: tested on exact problems")
     algorithm, state = made(name, settings, batch=48, learning_rate=0.03)
     rng, reward = generator(), CountedReward()
-    rewards = [algorithm.step(state, reward, rng).reward for _ in range(40)]
+
+    def updated() -> float:
+        info = algorithm.step(state, reward, rng)
+        if name != "distill":
+            return info.reward
+        drawn = sample_states(state.policy, 48, rng)  # the record is of the teacher's designs
+        return score(CountedReward(), state.policy.codec, drawn).mean
+
+    rewards = [updated() for _ in range(40)]
+    if name == "distill":  # its first update is large already
+        drawn = sample_states(state.references[0], 480, rng)
+        rewards[:10] = [score(CountedReward(), state.policy.codec, drawn).mean] * 10
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.5
 
 
@@ -421,6 +447,9 @@ def test_infeasible_designs_never_enter_the_parameters(name: str, settings: dict
         if name in ("reward_backprop", "adjoint_matching"):
             assert isinstance(reward, DifferentiableReward)
             with pytest.raises(UnsupportedError, match="expected a finite reward for every design"):
+                algorithm.step(state, reward, generator())
+        elif name == "distill" and limit == 99.0:
+            with pytest.raises(OracleError, match="got NaN for all"):
                 algorithm.step(state, reward, generator())
         else:
             info = algorithm.step(state, reward, generator())

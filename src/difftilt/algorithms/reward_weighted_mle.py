@@ -96,13 +96,11 @@ def weighted_mle_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardWeightedMLE(OffPolicySettings):
-    """Settings of reward-weighted maximum likelihood; see the module for the method."""
+class WeightedMLE(OffPolicySettings):
+    """Settings of methods that weigh paths; see the module."""
 
     running: float = 0.9
     """Memory of the running normaliser per update, 0 (each batch its own) to below 1."""
-    control_variate: bool = True
-    """c = 1 on fresh own paths; else 0 everywhere, plain likelihood."""
     path_correction: bool = True
     """Whether the weights of own paths undo the tilt already made; see the module."""
 
@@ -119,21 +117,35 @@ class RewardWeightedMLE(OffPolicySettings):
         return RewardWeightedMLEState(policy, anchors, learning_rate=self.learning_rate, capacity=self.replay_paths)
 
     def targets(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
-        """Coefficients :math:`w / Z - c`, no unit. No gradient flows."""
+        """Normalised weights :math:`w / Z`, no unit; all 0 as long as no design was feasible. No gradient flows."""
         log_weight = self.log_weight(state, data)
         log_z = state.normalise(log_weight, self.running)
-        if math.isinf(log_z):  # no feasible design yet: nothing to fit
-            return torch.zeros_like(log_weight)
-        weight = (log_weight - log_z).exp()
-        if not (self.control_variate and self.path_correction):
-            return weight
-        return weight - data.own.double()
+        return (log_weight - log_z).exp() if math.isfinite(log_z) else torch.zeros_like(log_weight)
 
     def log_weight(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
         """Log path weights, nats."""
         if self.path_correction:
             return data.log_weight(state.weights)
         return (data.scores.value / state.alpha).where(data.scores.feasible, -math.inf)
+
+    def watched(self, state: RewardWeightedMLEState, data: ScoredPaths) -> dict[str, Tensor]:
+        """The normaliser and how even the weights are."""
+        ess = effective_sample_size(self.log_weight(state, data)) / data.path.batch
+        return {"log_z": ess.new_tensor(state.log_z if math.isfinite(state.log_z) else 0.0), "ess_fraction": ess}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeightedMLE(WeightedMLE):
+    """Settings of reward-weighted maximum likelihood; see the module for the method."""
+
+    control_variate: bool = True
+    """c = 1 on fresh own paths; else 0 everywhere, plain likelihood."""
+
+    def targets(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
+        """Coefficients :math:`w / Z - c`, no unit. No gradient flows."""
+        weight = super().targets(state, data)
+        centred = self.control_variate and self.path_correction and math.isfinite(state.log_z)
+        return weight - data.own.double() if centred else weight
 
     def loss(
         self,
@@ -147,5 +159,4 @@ class RewardWeightedMLE(OffPolicySettings):
         """Equation (1)."""
         log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
         loss = weighted_mle_loss(log_prob, targets[steps.path], scale=steps.scale, paths=len(rows))
-        ess = effective_sample_size(self.log_weight(state, data)) / data.path.batch
-        return loss, {"log_z": ess.new_tensor(state.log_z), "ess_fraction": ess}
+        return loss, self.watched(state, data)

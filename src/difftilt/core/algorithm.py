@@ -75,6 +75,8 @@ class Weighted:
     """Log weights, nats; all 0 for unweighted samples."""
     log_z: float | None
     """Estimate of log Z, nats, where the sampler gives one."""
+    states: Tensor | None = None
+    """Whole paths behind them, ``[K + 1, N, *event]``, noisiest first, where asked for."""
 
 
 @runtime_checkable
@@ -90,8 +92,9 @@ class Sampler(Protocol):
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
-        """``n`` weighted designs, one row of ``cond`` each.
+        """``n`` weighted designs, one row of ``cond`` each; with ``paths`` their whole paths too.
 
         ``value`` estimates the soft value; a sampler that needs one and gets none makes the plug-in estimate, and one
         that needs none ignores it.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,30 @@ class Policy(nn.Module, ModelHubMixin):
         )
         load_weights(policy.denoiser, weights, where=model_id)
         return policy.eval()
+
+
+@dataclass
+class Passes:
+    """Network passes, counted per state."""
+
+    rows: int = 0
+
+
+@contextmanager
+def counting_passes(*policies: Policy) -> Generator[Passes]:
+    """Counts the states that the denoisers of ``policies`` read inside the block."""
+    passes = Passes()
+
+    def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        passes.rows += len(arguments[0])
+
+    denoisers = {id(policy.denoiser): policy.denoiser for policy in policies}
+    hooks = [denoiser.register_forward_pre_hook(count) for denoiser in denoisers.values()]
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def save_parts(folder: Path, config: dict[str, Any], network: nn.Module) -> None:

@@ -21,10 +21,10 @@ import torch
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
-from difftilt.core.trajectory import sample_states
+from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
-from difftilt.types import Condition
+from difftilt.types import Condition, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class BestOfN:
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
         """``n`` designs, each the best of its own N; unweighted, no estimate of log Z."""
         kept = []
@@ -75,7 +76,16 @@ class BestOfN:
                     name: value[start : start + size].repeat_interleave(self.candidates, 0)
                     for name, value in cond.items()
                 }
-            x_0 = sample_states(policy, size * self.candidates, rng, cond=repeated)
+            states = _draw(policy, size * self.candidates, rng, repeated, paths=paths)
+            x_0 = states[-1]
             scores = score(reward, policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, self.candidates)
-            kept.append(x_0.view(size, self.candidates, *x_0.shape[1:])[torch.arange(size), scores.argmax(1)])
-        return Weighted(torch.cat(kept), torch.zeros(n, dtype=torch.float64), None)
+            best = torch.arange(size, device=x_0.device) * self.candidates + scores.argmax(1)
+            kept.append(states[:, best])
+        states = torch.cat(kept, dim=1)
+        log_weight = torch.zeros(n, dtype=torch.float64, device=states.device)
+        return Weighted(states[-1], log_weight, None, states if paths else None)
+
+
+def _draw(policy: Policy, n: int, rng: torch.Generator, cond: Condition | None, *, paths: bool) -> Tensor:
+    """Whole paths, ``[K + 1, n, *event]``, or only their ends."""
+    return rollout(policy, n, rng, cond=cond).states if paths else sample_states(policy, n, rng, cond=cond)[None]

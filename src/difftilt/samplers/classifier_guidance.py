@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
-from difftilt.core.trajectory import sample_states
+from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.transition import Transition
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
@@ -79,13 +79,15 @@ class ClassifierGuidance:
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
         if value is None:
             value = default_value(policy, reward, rng, alpha=self.alpha)
         guided = GuidedPolicy(policy, value, alpha=self.alpha, tokens=self.tokens)
-        x_0 = sample_states(guided, n, rng, cond=cond)
-        return Weighted(x_0, unweighted(score(reward, policy.codec, x_0).feasible), None)
+        states = rollout(guided, n, rng, cond=cond).states if paths else sample_states(guided, n, rng, cond=cond)[None]
+        feasible = score(reward, policy.codec, states[-1]).feasible
+        return Weighted(states[-1], unweighted(feasible), None, states if paths else None)
 
 
 class GuidedPolicy(Policy):

@@ -84,6 +84,7 @@ class MCMC:
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z; no value used."""
         if not isinstance(policy.process, Gaussian):
@@ -95,6 +96,10 @@ class MCMC:
             raise UnsupportedError(
                 f"expected a differentiable reward; got {type(reward).__name__}, a black box without on_probabilities; "
                 "use refine, the Markov chain for any reward"
+            )
+        if paths:
+            raise UnsupportedError(
+                "expected a sampler that runs the chain; got mcmc, which moves designs and has no paths; use refine"
             )
         x = sample_states(policy, n, rng, cond=cond)
         log_target, drift = self._target(policy, reward, x, cond)

@@ -57,6 +57,7 @@ class Refine:
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where no move met a feasible one), no estimate of log Z; no value used."""
         parts = []
@@ -68,6 +69,7 @@ class Refine:
             for _ in range(self.moves):
                 first = restart_point(policy.steps, rng)
                 found = restart(policy, reward, states, found, first, 1 / self.alpha, rng, cond=own)
-            parts.append((states[-1], unweighted(~found.isnan())))
-        x_0, log_weight = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Weighted(x_0, log_weight, None)
+            parts.append((states if paths else states[-1:], unweighted(~found.isnan())))
+        states, log_weight = zip(*parts, strict=True)
+        states = torch.cat(states, dim=1)
+        return Weighted(states[-1], torch.cat(log_weight), None, states if paths else None)

@@ -93,6 +93,7 @@ class SMC:
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
         """``n`` weighted designs and the log of (2), over all populations of the one condition."""
         if value is None and self.kind == "twisted":
@@ -101,14 +102,18 @@ class SMC:
         populations = [
             rows for label in condition.unique() for rows in (condition == label).nonzero()[:, 0].split(self.particles)
         ]
-        x_0 = policy.prior(n, rng)
+        x_1 = policy.prior(n, rng)
+        states = x_1.new_zeros((policy.steps + 1 if paths else 1, *x_1.shape))
         log_weight = torch.zeros(n, dtype=torch.float64, device=policy.device)
         for part in _batches(populations):
             rows = torch.cat(part)
             sizes = [len(population) for population in part]
-            x_0[rows], log_weight[rows] = self._run(policy, reward, x_0[rows], sizes, rng, rows_of(cond, rows), value)
+            own = rows_of(cond, rows)
+            history, log_weight[rows] = self._run(policy, reward, x_1[rows], sizes, rng, own, value, paths)
+            states[:, rows] = history[-len(states) :]
         one_condition = len(condition.unique()) == 1
-        return Weighted(x_0, log_weight, log_mean_exp(log_weight).item() if one_condition else None)
+        log_z = log_mean_exp(log_weight).item() if one_condition else None
+        return Weighted(states[-1], log_weight, log_z, states if paths else None)
 
     def _run(
         self,
@@ -119,13 +124,15 @@ class SMC:
         rng: torch.Generator,
         cond: Condition | None,
         value: Value | None,
+        paths: bool,
     ) -> tuple[Tensor, Float[Tensor, " N"]]:
-        """Populations of ``sizes``, one after the other, from ``x_t`` at ``t = 1`` to the end."""
+        """Populations of ``sizes``, one after the other, from ``x_t`` at ``t = 1`` to the end, with their ancestors."""
         log_twist = self._log_twist(x_t, policy.grid[0], cond, value)
-        log_weight = log_twist
+        log_weight, states = log_twist, [x_t]
         for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
             parents, log_weight = resample(log_weight, sizes, self.ess_fraction, rng)
             x_t, log_twist = x_t[parents], log_twist[parents]  # equal conditions: cond stays in place
+            states = [x[parents] for x in states] if paths else []
             move = Move.propose(policy, self.proposal, x_t, t, s, cond)
             x_t = move.law.sample(rng)
             if s > 0:
@@ -135,7 +142,8 @@ class SMC:
             grown = log_weight + after - log_twist + move.log_correction(x_t)
             log_weight = grown.where(log_weight > -torch.inf, -torch.inf)  # once 0, always 0
             log_twist = after
-        return x_t, log_weight
+            states.append(x_t)
+        return torch.stack(states), log_weight
 
     def _log_twist(self, x_t: Tensor, t: Tensor, cond: Condition | None, value: Value | None) -> Float[Tensor, " N"]:
         trust = (1 - t.item()) ** self.tempering

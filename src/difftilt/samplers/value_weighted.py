@@ -64,6 +64,7 @@ class ValueWeighted:
         *,
         cond: Condition | None = None,
         value: Value | None = None,
+        paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
         if all(policy.process.noiseless(t, s) for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True)):
@@ -77,15 +78,19 @@ class ValueWeighted:
         parts = []
         for start in range(0, n, group):
             rows = slice(start, min(start + group, n))
-            parts.append(self._run(policy, reward, rows.stop - start, rng, rows_of(cond, rows), value))
-        x_0, log_weight = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Weighted(x_0, log_weight, None)
+            part = self._run(policy, reward, rows.stop - start, rng, rows_of(cond, rows), value)
+            parts.append((part[0] if paths else part[0][-1:], part[1]))
+        states, log_weight = zip(*parts, strict=True)
+        states = torch.cat(states, dim=1)
+        return Weighted(states[-1], torch.cat(log_weight), None, states if paths else None)
 
     def _run(
         self, policy: Policy, reward: Reward, n: int, rng: torch.Generator, cond: Condition | None, value: Value
     ) -> tuple[Tensor, Float[Tensor, " n"]]:
+        """States ``[K + 1, n, *event]`` and log weights."""
         x_t, every = policy.prior(n, rng), torch.arange(n, device=policy.device)
         repeated = rows_of(cond, slice(None), self.candidates)
+        states = [x_t]
         for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
             move = Move.propose(policy, self.proposal, x_t, t, s, cond)
             tries = [move.law.sample(rng) for _ in range(self.candidates)]
@@ -99,4 +104,5 @@ class ValueWeighted:
             log_weight = tilt.view(n, self.candidates) + correction
             kept = log_weight.argmax(1) if self.choice == "argmax" else draw(log_weight, rng)
             x_t = candidates[every, kept]
-        return x_t, unweighted(tilt.view(n, -1)[every, kept] > -torch.inf)
+            states.append(x_t)
+        return torch.stack(states), unweighted(tilt.view(n, -1)[every, kept] > -torch.inf)

@@ -1,0 +1,115 @@
+"""Weighted likelihood by other routes, on enumerable chains: best share, fresh noise, a steering teacher."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from difftilt.algorithms.distill import TEACHERS, Distill
+from difftilt.algorithms.paths import ScoredPaths
+from difftilt.algorithms.raft import RAFT
+from difftilt.algorithms.renoised_mle import RenoisedMLE
+from difftilt.core.algorithm import Anchor
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Scores
+from difftilt.core.trajectory import rollout
+from difftilt.problems.landscapes import random_pairwise
+from difftilt.problems.tilted import TiltedProblem
+from difftilt.samplers.mcmc import MCMC
+from difftilt.samplers.smc import SMC
+
+ALPHA = 0.5
+
+
+@pytest.fixture(scope="module")
+def problem() -> TiltedProblem:
+    """3 tokens, 3 letters, one token per step."""
+    return random_pairwise(3, 3, alpha=ALPHA, target_kl=1.0, seed=0)
+
+
+def tuned(problem: TiltedProblem, algorithm: object, updates: int, **state: object) -> Policy:
+    begun = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
+    for name, value in state.items():
+        setattr(begun, name, value)
+    rng = torch.Generator().manual_seed(0)
+    for update in range(updates):
+        begun.scale_learning_rate(1 - update / (updates + 1))
+        algorithm.step(begun, problem.reward, rng)
+    return begun.policy
+
+
+def test_raft_learns_from_the_best_share_of_the_feasible_paths(problem: TiltedProblem) -> None:
+    value = torch.tensor([3.0, 1.0, math.nan, 2.0, 5.0, math.nan, 4.0, 0.0]).double()
+    path = rollout(problem.pretrained, 8, torch.Generator(), references=[problem.pretrained])
+    data = ScoredPaths(path, Scores(value), path.log_prob.sum(0), torch.ones(8, dtype=torch.bool))
+    state = RAFT().init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
+    assert RAFT(keep=0.25).targets(state, data).tolist() == [0, 0, 0, 0, 4, 0, 4, 0]
+    everyone = [8 / 6, 8 / 6, 0, 8 / 6, 8 / 6, 0, 8 / 6, 8 / 6]
+    assert RAFT(keep=1.0).targets(state, data).tolist() == pytest.approx(everyone)
+
+
+def test_raft_raises_the_reward_and_aims_at_no_tilted_law(problem: TiltedProblem) -> None:
+    policy = tuned(problem, RAFT(batch=128, learning_rate=0.3), 150)
+    assert problem.chain.marginal(policy) @ problem.table > 0.99 * problem.table.max()
+    assert problem.kl(policy) > 0.5
+
+
+def test_fresh_noise_reaches_the_tilted_law_where_the_bridge_is_the_noising_law(problem: TiltedProblem) -> None:
+    """One token per step, consistent in every order; dropping the weights (twin) stays at p_pre."""
+    assert problem.kl(tuned(problem, RenoisedMLE(batch=512, learning_rate=0.05, steps_per_path=3), 200)) < 0.01
+    still = tuned(TiltedProblem(problem.pretrained, problem.reward, alpha=1e6), RenoisedMLE(batch=128), 10)
+    assert problem.kl(still) > 0.5
+
+
+@pytest.mark.parametrize("teacher", ["smc", "refine"])
+def test_a_student_has_the_law_of_its_teacher(problem: TiltedProblem, teacher: str) -> None:
+    """Both teachers sample the tilted law; the student's cross-entropy has no other minimum."""
+    algorithm = Distill(
+        batch=512, learning_rate=0.05, teacher=teacher, effort=48 if teacher == "refine" else None, epochs=1
+    )
+    policy = tuned(problem, algorithm, 60, value=problem.value())
+    assert problem.kl(policy) < 0.01
+
+
+def test_the_teachers_weights_count(problem: TiltedProblem) -> None:
+    """Never resampled, a bootstrap filter has the tilt in its weights alone; dropping them (twin) leaves p_pre."""
+    plain = {"kind": "bootstrap", "ess_fraction": 0.0, "alpha": ALPHA, "particles": 512}
+    algorithm = Distill(batch=512, learning_rate=0.05, epochs=1)
+    assert problem.kl(tuned(problem, algorithm, 60, teacher=SMC(**plain))) < 0.02
+
+    class Blind(SMC):
+        def __call__(self, *arguments: object, **named: object) -> object:
+            drawn = super().__call__(*arguments, **named)
+            drawn.log_weight.zero_()
+            return drawn
+
+    assert problem.kl(tuned(problem, algorithm, 60, teacher=Blind(**plain))) > 0.5
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_paths_of_samplers_are_paths_of_the_chain(problem: TiltedProblem, teacher: str) -> None:
+    """They end in the designs, start masked, and every step has positive probability."""
+    rng = torch.Generator().manual_seed(0)
+    drawn = TEACHERS[teacher]()(problem.pretrained, problem.reward, 40, rng, value=problem.value(), paths=True)
+    assert torch.equal(drawn.states[-1], drawn.x_0)
+    assert (drawn.states[0] == problem.chain.letters).all()
+    grid = problem.pretrained.grid
+    for k in range(problem.pretrained.steps):
+        law = problem.pretrained.step(drawn.states[k], grid[k], grid[k + 1])
+        assert law.log_prob(drawn.states[k + 1]).isfinite().all()
+    assert TEACHERS[teacher]()(problem.pretrained, problem.reward, 4, rng, value=problem.value()).states is None
+
+
+def test_a_sampler_without_paths_says_so() -> None:
+    from difftilt.core.noise import Cosine
+    from difftilt.core.schedule import uniform_grid
+    from difftilt.errors import UnsupportedError
+    from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
+    from difftilt.processes.gaussian import Gaussian
+
+    one = torch.ones(1, dtype=torch.float64)
+    chain = LinearGaussian(one, one[:, None], Gaussian(Cosine(0.05), sigma_min=0.1), uniform_grid(4)).pretrained()
+    with pytest.raises(UnsupportedError, match="which moves designs and has no paths"):
+        MCMC()(chain, Quadratic.reward(one[:, None], one, one), 4, torch.Generator(), paths=True)

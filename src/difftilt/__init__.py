@@ -27,6 +27,7 @@ _PUBLIC = {
     "DetailedBalance": ("difftilt.algorithms.path_consistency", "DetailedBalance"),
     "SubtrajectoryBalance": ("difftilt.algorithms.path_consistency", "SubtrajectoryBalance"),
     "RenoisedMLE": ("difftilt.algorithms.renoised_mle", "RenoisedMLE"),
+    "ValueWeightedMLE": ("difftilt.algorithms.value_weighted_mle", "ValueWeightedMLE"),
     "RAFT": ("difftilt.algorithms.raft", "RAFT"),
     "Distill": ("difftilt.algorithms.distill", "Distill"),
     "AdjointMatching": ("difftilt.algorithms.adjoint_matching", "AdjointMatching"),

@@ -21,6 +21,7 @@ from difftilt.algorithms.renoised_mle import RenoisedMLE
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.registry import construct
@@ -62,6 +63,7 @@ ALGORITHMS: dict[str, type] = {
     "reinforce": Reinforce,
     "reward_weighted_mle": RewardWeightedMLE,
     "renoised_mle": RenoisedMLE,
+    "value_weighted_mle": ValueWeightedMLE,
     "raft": RAFT,
     "distill": Distill,
 }
@@ -120,11 +122,13 @@ def soft_value(
     if name == "plug_in":
         return PlugIn(policy, reward)
     if name == "one_jump":
-        return OneJump(policy, reward, rng, alpha, **({} if samples is None else {"designs": samples}))
+        jump = OneJump(policy, reward, rng, alpha)
+        return jump if samples is None else replace(jump, designs=samples)
     if name == "monte_carlo":
-        return MonteCarlo(policy, reward, rng, alpha, **({} if samples is None else {"rollouts": samples}))
-    settings = Regression(alpha=alpha, **({} if samples is None else {"paths": samples}))
-    return fit_value(policy, reward, rng, settings)
+        runs = MonteCarlo(policy, reward, rng, alpha)
+        return runs if samples is None else replace(runs, rollouts=samples)
+    settings = Regression(alpha=alpha)
+    return fit_value(policy, reward, rng, settings if samples is None else replace(settings, paths=samples))
 
 
 def model_folder(entry: Task, part: str, models: Path | None = None) -> Path | None:

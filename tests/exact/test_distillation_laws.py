@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from difftilt.algorithms.distill import TEACHERS, Distill
 from difftilt.algorithms.paths import ScoredPaths
 from difftilt.algorithms.raft import RAFT
 from difftilt.algorithms.renoised_mle import RenoisedMLE
+from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE, value_weight
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Scores
@@ -61,6 +63,69 @@ def test_fresh_noise_reaches_the_tilted_law_where_the_bridge_is_the_noising_law(
     assert problem.kl(tuned(problem, RenoisedMLE(batch=512, learning_rate=0.05, steps_per_path=3), 200)) < 0.01
     still = tuned(TiltedProblem(problem.pretrained, problem.reward, alpha=1e6), RenoisedMLE(batch=128), 10)
     assert problem.kl(still) > 0.5
+
+
+@pytest.mark.parametrize("broken", [None, "alpha doubled", "sign flipped", "candidates of the tuned policy"])
+def test_the_expected_gradient_of_value_weighting_is_that_of_the_stepwise_forward_kl(
+    problem: TiltedProblem, broken: str | None
+) -> None:
+    """Over every successor of every state: law 2, with the control variate on; and zero at the optimum."""
+    policy, chain = problem.tunable(), problem.chain
+    for parameter in policy.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).double()
+    soft, got, exact = problem.soft_values(), 0.0, 0.0
+    laws, reference = chain.laws(policy, grad=True), problem.reference
+    for k in range(chain.steps):
+        for block in chain.blocks(k):
+            mine, theirs = block.log_prob(laws[k]), block.log_prob(reference[k])
+            keep = theirs > -math.inf
+            before = soft[k][block.index]
+            alpha = 2 * ALPHA if broken == "alpha doubled" else ALPHA
+            after = soft[k + 1][block.successors].nan_to_num(nan=0.0)
+            weight = value_weight(after.T, before, alpha=alpha).T * (-1 if broken == "sign flipped" else 1)
+            drawn = mine if broken == "candidates of the tuned policy" else theirs
+            coefficient = (weight - (mine - theirs).detach().exp()).where(keep, 0)
+            got = got - (drawn.detach().exp() * coefficient * mine.where(keep, 0)).sum()
+            optimal = (theirs + (after - before[:, None]) / ALPHA).exp()
+            exact = exact - (optimal * mine.where(keep, 0)).sum()
+    parameters = list(policy.parameters())
+    got, exact = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+        for loss in (got, exact)
+    )
+    if broken is None:
+        torch.testing.assert_close(got, exact, rtol=1e-8, atol=1e-9)
+    else:
+        assert (got - exact).norm() > 0.05 * exact.norm()
+
+
+def test_states_without_a_feasible_future_have_no_weight() -> None:
+    after, before = torch.tensor([[1.0, -math.inf, -math.inf]]), torch.tensor([1.0, 2.0, -math.inf])
+    assert value_weight(after, before, alpha=1.0).tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_value_weighting_reaches_the_law_of_its_value(problem: TiltedProblem) -> None:
+    """With the exact value p*; with another alpha's value, that alpha's law (twin)."""
+    algorithm = ValueWeightedMLE(batch=128, learning_rate=0.05)
+    assert problem.kl(tuned(problem, algorithm, 100, value=problem.value())) < 0.005
+    other = TiltedProblem(problem.pretrained, problem.reward, alpha=5 * ALPHA)
+    assert problem.kl(tuned(problem, algorithm, 100, value=other.value())) > 0.01
+
+
+def test_a_fitted_value_is_resumed_and_not_bought_again(problem: TiltedProblem) -> None:
+    algorithm, anchors = (
+        ValueWeightedMLE(batch=16, value_paths=64, value_updates=50),
+        [Anchor(problem.pretrained, ALPHA)],
+    )
+    state = algorithm.init(problem.tunable(), anchors)
+    algorithm.step(state, problem.reward, torch.Generator().manual_seed(0))
+    again = algorithm.init(problem.tunable(), anchors)
+    again.load_state_dict(copy.deepcopy(state.state_dict()))
+    infos = [algorithm.step(s, problem.reward, torch.Generator().manual_seed(1)) for s in (state, again)]
+    assert infos[0] == infos[1]
+    assert infos[1].oracle_calls == 16 + 4 * 16
+    for a, b in zip(state.policy.parameters(), again.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("teacher", ["smc", "refine"])

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.core.algorithm import Anchor
+from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
+from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, StateError
 from difftilt.problems.landscapes import TableReward, corrected, random_pairwise
+from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
+from difftilt.processes.gaussian import Gaussian
 from difftilt.rewards.oracle import Oracle
 from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint
 from difftilt.tracking.run import RunFolder
@@ -408,3 +413,16 @@ def test_a_live_gap_needs_one_anchor_and_a_fixed_alpha(problem: TiltedProblem) -
 def test_settings_of_the_loop_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LoopConfig(**settings)
+
+
+@pytest.mark.parametrize(("eta", "warned"), [(0.3, True), (1.0, False)])
+def test_a_process_that_remembers_its_noise_is_warned_about(eta: float, warned: bool) -> None:
+    """A fixed prior cannot reach the tilted law there."""
+    process = Gaussian(Cosine(0.05), kernel="ddim", eta=eta, sigma_min=0.1)
+    eye = torch.eye(2, dtype=torch.float64)
+    policy = LinearGaussian(eye[0], eye, process, uniform_grid(4)).pretrained()
+    reward = Quadratic.reward(eye, eye[0], eye[1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        finetune(policy, reward, PPO(batch=8), loop=LoopConfig(steps=1))
+    assert any("expected a memoryless process" in str(w.message) for w in caught) == warned

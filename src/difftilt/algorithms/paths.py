@@ -175,7 +175,7 @@ class PathSettings(ABC):
         """The passes over ``data``."""
         path, returns = data.path, data.returns(state.weights)
         targets = self.targets(state, data)
-        norms, evaluations = [], data.network_evaluations
+        norms, evaluations, calls = [], data.network_evaluations, data.oracle_calls
         watched: list[dict[str, Tensor]] = []
         epochs, minibatches = self.passes()
         for _ in range(epochs):
@@ -185,6 +185,7 @@ class PathSettings(ABC):
                 loss, seen = self.loss(state, data, targets, steps, rows, rng)
                 norms.append(state.descend(loss, self.max_gradient_norm))
                 evaluations += self.evaluations(state, steps)
+                calls += self.scored(steps)
                 watched.append(seen)
         state.updates += 1
         own = Scores(data.scores.value[data.own])
@@ -195,7 +196,7 @@ class PathSettings(ABC):
             return_std=Scores(returns[data.own]).std / state.alpha,
             gradient_norm=torch.stack(norms).mean().item(),
             network_evaluations=evaluations,
-            oracle_calls=data.oracle_calls,
+            oracle_calls=calls,
             **self.watch(watched),
         )
 
@@ -222,6 +223,10 @@ class PathSettings(ABC):
     def evaluations(self, state: Any, steps: Steps) -> int:
         """Network passes of one :meth:`loss`."""
         return len(steps.path)
+
+    def scored(self, steps: Steps) -> int:
+        """Designs that one :meth:`loss` has scored."""
+        return 0
 
     def watch(self, watched: list[dict[str, Tensor]]) -> dict[str, float]:
         """Fields of the record made of what :meth:`loss` watched: means over minibatches."""

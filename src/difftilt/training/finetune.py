@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,6 +142,13 @@ def finetune(
         StateError: the folder holds a run and ``resume`` is false.
     """
     loop = loop or LoopConfig()
+    if not policy.process.memoryless:
+        warnings.warn(
+            f"expected a memoryless process; got {type(policy.process).__name__} whose noise still knows the design: "
+            "tuning keeps its prior and reaches the tilted law only as far as the prior allows (docs/concepts.md); use "
+            "full noise (eta = 1), or smc or refine",
+            stacklevel=2,
+        )
     pretrained = policy.frozen_copy()
     tuned = copy.deepcopy(policy)
     if not any(parameter.requires_grad for parameter in tuned.parameters()):

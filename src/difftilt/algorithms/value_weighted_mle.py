@@ -1,0 +1,167 @@
+r"""Value-weighted maximum likelihood: one-step regression on the soft-optimal kernel (theory 5).
+
+At any state :math:`x_t`, whoever got there, with candidates of the *pretrained* step and a given soft value ``v``,
+
+.. math::
+    w = e^{(v_s(x_s) - v_t(x_t)) / \alpha}, \quad x_s \sim p_{pre}(\cdot | x_t), \qquad
+    L(\theta) = - E\Big[ \sum_k (w - \rho)\, \log p_\theta(x_s | x_t) \Big]                             \qquad (1)
+
+:math:`w\, p_{pre}` is the soft-optimal kernel, so (1) is its forward KL step by step. The ratio
+:math:`\rho = p_\theta / p_{pre}`, held fixed, changes the gradient in no mean, because
+:math:`E_{pre}[\rho \nabla \log p_\theta] = 0`, and makes its noise vanish at the optimum. Candidates drawn by the tuned
+policy instead would compound the tilt from update to update. Where ``v`` is off, so is the law: the claim is that of
+the value.
+
+Values are fitted once, by the regression of :mod:`difftilt.values.regression` on rollouts of p_pre, unless the state is
+given one. At the last step the value is the reward itself, asked for every candidate.
+
+Differs from the paper in: the control variate, and values that are not refitted while the policy moves.
+
+References:
+    Su et al. 2025 (VIDD), https://arxiv.org/abs/2507.00445; Uehara et al. 2024, section 4.3,
+    https://arxiv.org/abs/2407.13734.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps, collect
+from difftilt.algorithms.reward_weighted_mle import weighted_mle_loss
+from difftilt.algorithms.state import TunedState, check_settings
+from difftilt.core.algorithm import Anchor
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward
+from difftilt.core.value import Value
+from difftilt.errors import UnsupportedError
+from difftilt.types import Condition, Float, Int, Tensor
+from difftilt.values.network import ValueNetwork
+from difftilt.values.regression import Regressed, Regression, fit_value
+
+
+class ValueWeightedMLEState(TunedState):
+    """:class:`TunedState` with the soft value, free to be given before the first update."""
+
+    value: Value | None = None
+    """Of the pretrained chain; fitted at the first update where not given."""
+    saved: dict[str, Any] | None = None
+    """A fitted value as the checkpoint has it, until the reward is at hand again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base, and a fitted value; one that was given must be given again."""
+        if not isinstance(self.value, Regressed):
+            return super().state_dict()
+        return {
+            **super().state_dict(),
+            "value": {"network": self.value.network.state_dict(), "offset": self.value.offset},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.saved = state.get("value")
+
+
+def value_weight(after: Float[Tensor, "M R"], before: Float[Tensor, " R"], *, alpha: float) -> Float[Tensor, "M R"]:
+    r""":math:`w` of (1), no unit.
+
+    Args:
+        after: :math:`v_s` of each candidate, reward units; ``-inf`` where nothing feasible can follow.
+        before: :math:`v_t`, reward units.
+        alpha: KL temperature, reward units per nat; positive.
+
+    Returns:
+        Weights with mean 1 under exact values; 0 from states without a feasible future.
+    """
+    weight = ((after - before) / alpha).exp()
+    return weight.where(before > -torch.inf, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueWeightedMLE(PathSettings):
+    """Settings of value-weighted maximum likelihood; see the module for the method."""
+
+    candidates: int = 4
+    """Candidates M of the pretrained step at each state; also reward calls at each last step."""
+    value_paths: int = 8192
+    """Rollouts of p_pre that the value is fitted to: also reward calls, once."""
+    value_updates: int = 2000
+    """Optimiser steps of that fit."""
+
+    def init(self, policy: Policy, anchors: list[Anchor]) -> ValueWeightedMLEState:
+        """Start tuning ``policy`` in place.
+
+        Raises:
+            UnsupportedError: several anchors, whose common kernel has no closed form.
+        """
+        check_settings(self)
+        state = ValueWeightedMLEState(policy, anchors, learning_rate=self.learning_rate)
+        if len(anchors) > 1:
+            raise UnsupportedError(
+                f"expected one anchor, whose steps are weighted; got {len(anchors)}; use --algorithm ppo or "
+                "trajectory_balance"
+            )
+        return state
+
+    def collect(self, state: ValueWeightedMLEState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
+        """Fresh paths of the tuned policy, whose states are rolled in to; the value is fitted first if need be."""
+        calls, reference = 0, state.references[0]
+        if state.value is None and state.saved is not None:
+            network = ValueNetwork(reference).to(reference.device)
+            network.load_state_dict(state.saved["network"])
+            network.eval().requires_grad_(False)
+            state.value = Regressed(reference, reward, network, state.alpha, state.saved["offset"])
+        if state.value is None:
+            settings = Regression(alpha=state.alpha, paths=self.value_paths, updates=self.value_updates)
+            state.value = fit_value(reference, reward, rng, settings)
+            calls = self.value_paths
+        data = collect(state, reward, self.batch, rng)
+        fitted = calls * state.policy.steps
+        return replace(
+            data,
+            network_evaluations=data.network_evaluations + fitted,
+            oracle_calls=data.oracle_calls + calls,
+        )
+
+    def targets(self, state: ValueWeightedMLEState, data: ScoredPaths) -> Value:
+        """The soft value."""
+        assert state.value is not None
+        return state.value
+
+    def loss(
+        self,
+        state: ValueWeightedMLEState,
+        data: ScoredPaths,
+        targets: Value,
+        steps: Steps,
+        rows: Int[Tensor, " P"],
+        rng: torch.Generator,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Equation (1)."""
+        law = state.policy.step(steps.x_t, steps.t, steps.s, steps.cond)
+        with torch.no_grad():
+            theirs = state.references[0].step(steps.x_t, steps.t, steps.s, steps.cond)
+            tries = [theirs.sample(rng) for _ in range(self.candidates)]
+            after = targets(torch.cat(tries), steps.s.repeat(self.candidates), _repeated(steps.cond, self.candidates))
+            before = targets(steps.x_t, steps.t, steps.cond)
+            weight = value_weight(after.view(self.candidates, -1), before, alpha=state.alpha)
+            reference = torch.stack([theirs.log_prob(x_s).double() for x_s in tries])
+        log_prob = torch.stack([law.log_prob(x_s).double() for x_s in tries])
+        coefficient = (weight - (log_prob.detach() - reference).exp()).flatten()
+        share = steps.scale / self.candidates
+        return weighted_mle_loss(log_prob.flatten(), coefficient, scale=share, paths=len(rows)), {}
+
+    def evaluations(self, state: ValueWeightedMLEState, steps: Steps) -> int:
+        """The policy's pass and the reference's."""
+        return 2 * len(steps.path)
+
+    def scored(self, steps: Steps) -> int:
+        """Every candidate of a last step."""
+        return self.candidates * int((steps.s == 0).sum())
+
+
+def _repeated(cond: Condition | None, times: int) -> Condition | None:
+    return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}

@@ -19,7 +19,8 @@ from difftilt.problems.tilted import TiltedProblem
 from difftilt.processes.gaussian import Gaussian
 from difftilt.rewards.oracle import as_oracle
 from difftilt.samplers.best_of_n import BestOfN
-from difftilt.training.evaluate import Evaluation, evaluate, interval
+from difftilt.training.designs import interval
+from difftilt.training.evaluate import TunedEvaluation, evaluate
 
 ALPHA = 0.5
 
@@ -42,7 +43,7 @@ def judge(designs: list[str]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def evaluation(problem: TiltedProblem) -> Evaluation:
+def evaluation(problem: TiltedProblem) -> TunedEvaluation:
     return evaluate(
         tuned(problem), problem.pretrained, problem.reward, alpha=ALPHA, judge=judge, designs=3000, pool=3000, seed=1
     )
@@ -55,7 +56,7 @@ def test_an_interval_is_normal_and_of_finite_values_only() -> None:
     assert math.isnan(interval(torch.full((3,), math.nan))["mean"])
 
 
-def test_before_and_after_are_the_exact_means(problem: TiltedProblem, evaluation: Evaluation) -> None:
+def test_before_and_after_are_the_exact_means(problem: TiltedProblem, evaluation: TunedEvaluation) -> None:
     """H0 per number: the mean of 3,000 designs is the exact one; 6 standard errors (false alarm 1e-8 in all)."""
     values = torch.tensor(judge(problem.pretrained.codec.decode(problem.chain.designs)), dtype=torch.float64)
     for side, policy in (("before", problem.pretrained), ("after", tuned(problem))):
@@ -69,7 +70,7 @@ def test_before_and_after_are_the_exact_means(problem: TiltedProblem, evaluation
     assert evaluation.facts["before"]["reward"] != evaluation.facts["after"]["reward"]
 
 
-def test_kl_gap_and_likelihood_agree_with_exact_ones(problem: TiltedProblem, evaluation: Evaluation) -> None:
+def test_kl_gap_and_likelihood_agree_with_exact_ones(problem: TiltedProblem, evaluation: TunedEvaluation) -> None:
     policy, facts = tuned(problem), evaluation.facts
     kl = problem.chain.path_kl(policy, problem.pretrained).item()
     assert abs(facts["kl_nats"]["mean"] - kl) < 6 * facts["kl_nats"]["error"]

@@ -18,6 +18,7 @@ COMMANDS = {
     "data": ("listing", "data_command", "show where data sets are; `data prepare NAME` downloads one"),
     "pretrain": ("pretrain", "command", "train a model of a task, its reward and its judge"),
     "finetune": ("finetune", "command", "tilt a model toward a reward"),
+    "steer": ("steer", "command", "draw designs of a tilted law without training"),
     "sample": ("sample", "command", "draw designs from a run, a task or a model folder"),
     "evaluate": ("results", "evaluate_command", "measure a finished run again"),
     "report": ("results", "report_command", "write a run's page again"),

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from difftilt.cli import flags
-from difftilt.cli.finetune import new_folder, start
-from difftilt.cli.settings import Place, plan_from
+from difftilt.cli.finetune import start
+from difftilt.cli.folders import new_folder
+from difftilt.cli.kinds import plan_from
+from difftilt.cli.settings import Place
 
 DEMO: dict[str, Any] = {
     "task": "utr-mrl",

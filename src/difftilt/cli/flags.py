@@ -66,15 +66,26 @@ def flags_of(kind: type) -> list[Flag]:
         if dataclasses.is_dataclass(hint):
             found += flags_of(typing.cast(type, hint))
             continue
+        if not writable(hint):
+            continue
         many = typing.get_origin(hint) is tuple
-        options = typing.get_args(hint) if many or isinstance(hint, types.UnionType) else (hint,)
-        kinds = tuple(option for option in options if isinstance(option, type))
+        kinds = _kinds(hint)
         positional = POSITIONAL in notes
         name = field.name.upper() if positional else "--" + field.name.replace("_", "-")
         aliases = tuple(alias for note in notes for alias in getattr(note, "aliases", None) or ())
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         found.append(Flag(field.name, (name, *aliases), kinds, positional, many, required))
     return found
+
+
+def writable(hint: Any) -> bool:
+    """Whether values of a field can stand on a command line; a policy, say, can only be given in Python."""
+    return bool({bool, *NOUNS} & set(_kinds(hint)))
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    inside = typing.get_origin(hint) is tuple or isinstance(hint, types.UnionType)
+    return tuple(option for option in (typing.get_args(hint) if inside else (hint,)) if isinstance(option, type))
 
 
 def parse(
@@ -106,7 +117,12 @@ def parse(
     try:
         with contextlib.redirect_stderr(caught):
             return typing.cast(Any, tyro.cli)(
-                kind, args=list(argv), prog=command, description=summary, config=(tyro.conf.OmitArgPrefixes,), **options
+                kind,
+                args=list(argv),
+                prog=command,
+                description=summary,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+                **options,
             )
     except SystemExit as stop:
         if not stop.code:

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from difftilt import build
+from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.cli.fixing import hold
-from difftilt.cli.settings import Plan, Settings
+from difftilt.cli.settings import JobSettings, Plan
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, dataset, find
 from difftilt.domains.task import Task
 from difftilt.errors import ConfigError, DataError, StateError, UnsupportedError
 from difftilt.rewards.ensemble import EnsembleReward
+from difftilt.samplers.classifier_guidance import ClassifierGuidance
+from difftilt.samplers.smc import SMC
 
 LOG_Z_SAMPLES = 8192
 
@@ -82,21 +85,48 @@ def load_job(plan: Plan) -> Job:
             check_fit(model, policy)
             model.to(device)
     name = settings.reward or ("table" if entry.table_reward else "model")
-    if settings.algorithm == "reward_backprop" and not isinstance(reward, DifferentiableReward):
-        raise UnsupportedError(
-            f"expected a reward with gradients for reward_backprop; got --reward {name}; use ppo or trajectory_balance"
-        )
+    if not isinstance(reward, DifferentiableReward):
+        _refuse_black_box(plan, name)
     chosen = dataclasses.replace(
         settings,
         reward=name,
         device=str(device),
         steps_per_sample=policy.steps,
-        log_z_samples=settings.log_z_samples
-        if settings.log_z_samples is not None
-        else (0 if ":" in name else LOG_Z_SAMPLES),
+        log_z_samples=_log_z_samples(plan, name),
     )
     known = _known(entry, settings, policy)
     return Job(dataclasses.replace(plan, settings=chosen), entry, policy, reward, judge, known)
+
+
+def _refuse_black_box(plan: Plan, reward: str) -> None:
+    """Methods that need a gradient of the reward say so before anything is paid for."""
+    method, settings = plan.method, plan.settings
+    if isinstance(method, RewardBackprop):
+        raise UnsupportedError(
+            f"expected a reward with gradients for reward_backprop; got --reward {reward}; "
+            "use ppo or trajectory_balance"
+        )
+    if plan.kind.role != "sampler":
+        return
+    if settings.value == "plug_in":
+        raise UnsupportedError(
+            f"expected a reward with gradients for --value plug_in, read off the expected design; got --reward "
+            f"{reward}; use --value one_jump or regression"
+        )
+    first_order = isinstance(method, ClassifierGuidance) and method.tokens == "first_order"
+    if first_order and settings.value != "regression":
+        raise UnsupportedError(
+            f"expected a reward with gradients for classifier_guidance; got --reward {reward}; use --value regression, "
+            "--tokens exact with --steps-per-sample as large as the length, or --sampler smc"
+        )
+
+
+def _log_z_samples(plan: Plan, reward: str) -> int:
+    """As asked for; else as many as are worth their cost."""
+    if plan.settings.log_z_samples is not None:
+        return plan.settings.log_z_samples
+    steered = plan.kind.role == "sampler"
+    return 0 if ":" in reward or (steered and not isinstance(plan.method, SMC)) else LOG_Z_SAMPLES
 
 
 def choose_device(name: str | None, threads: int) -> torch.device:
@@ -132,7 +162,7 @@ def check_fit(model: EnsembleReward, policy: Policy) -> None:
         )
 
 
-def _own_table(entry: Task, settings: Settings, policy: Policy) -> Table:
+def _own_table(entry: Task, settings: JobSettings, policy: Policy) -> Table:
     table = build.read_table(entry, settings.data)
     length, came = policy.event_shape[0], len(table.sequences[0])
     if came != length:
@@ -143,7 +173,7 @@ def _own_table(entry: Task, settings: Settings, policy: Policy) -> Table:
     return table
 
 
-def _known(entry: Task, settings: Settings, policy: Policy) -> torch.Tensor | None:
+def _known(entry: Task, settings: JobSettings, policy: Policy) -> torch.Tensor | None:
     """The designs p_pre was trained on, for novelty, if the file that its card names is at hand."""
     name = policy.card.get("data", {}).get("file")
     for own, path in ((settings.data, settings.data), (None, find(entry.data_set))):

@@ -11,13 +11,19 @@ from difftilt.cli.progress import duration, number
 
 def print_outcome(facts: Mapping[str, Any], report: Path) -> None:
     """Print the facts of ``evaluation.json`` for people."""
-    print(f"\n{facts['task']} tuned by {facts['algorithm']}, {facts['updates']} updates; means, 95 % intervals:\n")
+    if "sampler" in facts:
+        how = f"steered by {facts['sampler']}, {facts['designs']:,} designs"
+    else:
+        how = f"tuned by {facts['algorithm']}, {facts['updates']} updates"
+    print(f"\n{facts['task']} {how}; means, 95 % intervals:\n")
     rows: list[tuple[str, ...]] = [("", "reward", "judge")]
     rows += [
         (side, *(_interval(facts[side].get(name)) for name in ("reward", "judge"))) for side in ("before", "after")
     ]
     for kind, what in (("equal_calls", "equal calls"), ("equal_kl", "equal KL")):
         best = facts["best_of_n"][kind]
+        if best is None:
+            continue
         cut = f" would be {best['wanted']:,}" if best["wanted"] > best["n"] else ""
         rows.append((f"best of {best['n']} ({what}{cut})", number(best["reward"]), number(best["judge"])))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -29,29 +35,49 @@ def print_outcome(facts: Mapping[str, Any], report: Path) -> None:
 
 
 def summary_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Everything but the table: alpha, KL, gap, uniqueness, cost."""
-    gap, kl, after, cost = facts["gap"], facts["kl_nats"], facts["after"], facts["cost"]
-    budget = facts.get("kl_budget")
-    found = "" if budget is None else f", found for a KL budget of {budget:g} nats"
-    lines = [
-        f"alpha       {facts['alpha']:.4g} reward units per nat{found}",
-        f"KL          {_with_error(kl['mean'], kl['error'])} nats from the pretrained model",
-        f"gap         {_with_error(gap['gap_nats'], gap['error'])} nats to the optimum, {gap['verdict']}",
-    ]
+    """Everything but the table: alpha, KL, gap or log Z, uniqueness, cost."""
+    after, cost, doing = facts["after"], facts["cost"], "steering" if "sampler" in facts else "training"
+    lines = _steered(facts) if "sampler" in facts else _tuned(facts)
     if after["feasible_fraction"] < 1:
         lines.append(
             f"feasible    {facts['before']['feasible_fraction']:.1%} before, {after['feasible_fraction']:.1%} after"
         )
     if "unique_fraction" in after:
         lines.append(f"unique      {after['unique_fraction']:.1%} of {facts['designs']:,} designs")
-    lines.append(f"calls       {cost['oracle_calls']:,} in training, {cost['evaluation_calls']:,} more to evaluate")
-    lines.append(f"time        {duration(cost['seconds'])} training, {duration(cost['evaluation_seconds'])} evaluation")
+    lines.append(f"calls       {cost['oracle_calls']:,} in {doing}, {cost['evaluation_calls']:,} more to evaluate")
+    lines.append(f"time        {duration(cost['seconds'])} {doing}, {duration(cost['evaluation_seconds'])} evaluation")
+    return lines
+
+
+def _tuned(facts: Mapping[str, Any]) -> list[str]:
+    gap, kl, budget = facts["gap"], facts["kl_nats"], facts.get("kl_budget")
+    found = "" if budget is None else f", found for a KL budget of {budget:g} nats"
+    return [
+        f"alpha       {facts['alpha']:.4g} reward units per nat{found}",
+        f"KL          {_with_error(kl['mean'], kl['error'])} nats from the pretrained model",
+        f"gap         {_with_error(gap['gap_nats'], gap['error'])} nats to the optimum, {gap['verdict']}",
+    ]
+
+
+def _steered(facts: Mapping[str, Any]) -> list[str]:
+    kl, log_z, effective = facts["kl_nats"], facts["log_z"], facts["effective_designs"]
+    bound = f"{kl['sense']} " if kl["sense"].startswith("at ") else ""
+    lines = [] if facts["alpha"] is None else [f"alpha       {facts['alpha']:.4g} reward units per nat"]
+    spent = f"{bound}{_with_error(kl['mean'], kl['error'] or None)} nats from the pretrained model"
+    lines.append(f"KL          {'not known' if kl['mean'] is None else spent}")
+    if log_z is not None:
+        pair = [_with_error(log_z[name], log_z[f"{name}_error"]) for name in ("sampler", "independent")]
+        lines.append(f"log Z       {pair[0]} nats; independently {pair[1]}")
+    if effective < facts["designs"]:
+        lines.append(f"weights     worth {effective:,.0f} equal ones of {facts['designs']:,}")
     return lines
 
 
 def _interval(value: Mapping[str, float | None] | None) -> str:
     if value is None or value["mean"] is None:
         return "-"
+    if value["low"] is None:
+        return number(value["mean"])
     return f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
 
 

@@ -41,9 +41,9 @@ def evaluate_command(argv: Sequence[str]) -> None:
     RunFolder.existing(asked.run)
 
     from difftilt.cli.job import load_job
+    from difftilt.cli.kinds import plan_from
     from difftilt.cli.outcome import print_outcome
     from difftilt.cli.running import evaluate_again
-    from difftilt.cli.settings import plan_from
 
     plan = plan_from(["--resume", str(asked.run)])
     run = RunFolder(asked.run)
@@ -112,14 +112,20 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
             "-" if row["alpha"] is None else f"{row['alpha']:.3g}",
             _half(row, "reward"),
             _half(row, "judge"),
-            number(row["kl_nats"], 2),
+            {"at least": "≥ ", "at most": "≤ "}.get(row["kl_sense"], "") + number(row["kl_nats"], 2),
             number(row["gap_nats"], 2),
-            "yes" if row["verdict"] == "certified" else row["verdict"].partition(":")[0].replace("not certified", "no"),
+            _certified(row["verdict"]),
             "-" if row["unique"] is None else f"{row['unique']:.1%}",
             "-" if row["oracle_calls"] is None else f"{row['oracle_calls']:,.0f}",
             "-" if row["seconds"] is None else duration(row["seconds"]),
         )
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+
+
+def _certified(verdict: str) -> str:
+    known = {"certified": "yes", "not certified": "no", "steered": "-"}
+    kind = verdict.partition(":")[0]
+    return known.get(kind, kind)
 
 
 def _half(row: dict[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""One run from its settings to its report, wherever it was interrupted before."""
+"""One tuning run from its settings to its report, wherever it was interrupted before."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from difftilt import build
+from difftilt.cli.folders import finished
 from difftilt.cli.job import Job
 from difftilt.cli.progress import Progress, say
 from difftilt.core.codec import TokenCodec
@@ -20,8 +21,10 @@ from difftilt.report import write_report
 from difftilt.rewards.oracle import Oracle
 from difftilt.rng import Streams
 from difftilt.tracking.run import RunFolder
+from difftilt.training.designs import DesignSet
 from difftilt.training.evaluate import Evaluation, evaluate
 from difftilt.training.finetune import FinetuneResult, finetune, recorded_oracle
+from difftilt.types import Float, Tensor
 
 
 def carry_out(job: Job, run: RunFolder, *, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
@@ -37,14 +40,12 @@ def carry_out(job: Job, run: RunFolder, *, resume: bool = False, progress: Progr
         The facts of ``evaluation.json``.
     """
     oracle, loop = recorded_oracle(job.reward, run), job.plan.loop
-    estimate = None if loop.kl_budget is not None else _log_z(job, run, oracle, job.plan.algorithm.alpha)
+    estimate = None if loop.kl_budget is not None else estimate_log_z(job, run, oracle, job.plan.method.alpha)
     result = _train(job, run, oracle, estimate, resume=resume, progress=progress)
     if resume and run.evaluation.is_file():
-        if not run.report.is_file():
-            write_report(run)
-        return run.read_json(run.evaluation)
+        return finished(run)
     if loop.kl_budget is not None:
-        estimate = _log_z(job, run, oracle, result.alpha)
+        estimate = estimate_log_z(job, run, oracle, result.alpha)
     return finish(job, run, result, estimate, designs=job.plan.settings.designs, seed=loop.seed)
 
 
@@ -63,7 +64,7 @@ def evaluate_again(job: Job, run: RunFolder, *, designs: int, seed: int) -> dict
         )
     oracle = recorded_oracle(job.reward, run)
     result = _train(job, run, oracle, None, resume=True, progress=None)
-    estimate = _log_z(job, run, oracle, result.alpha)
+    estimate = estimate_log_z(job, run, oracle, result.alpha)
     return finish(job, run, result, estimate, designs=designs, seed=seed)
 
 
@@ -74,7 +75,7 @@ def _train(
     return finetune(
         job.policy,
         oracle,
-        job.plan.algorithm,
+        job.plan.method,
         loop=job.plan.loop,
         judge=job.judge,
         log_z=estimate.value if estimate is not None and known else None,
@@ -84,7 +85,7 @@ def _train(
     )
 
 
-def _log_z(job: Job, run: RunFolder, oracle: Oracle, alpha: float) -> LogZ | None:
+def estimate_log_z(job: Job, run: RunFolder, oracle: Oracle, alpha: float) -> LogZ | None:
     """The independent estimate, kept in the run folder; ``None`` where it is switched off."""
     samples = job.plan.settings.log_z_samples
     if not samples:
@@ -128,48 +129,54 @@ def finish(
             describe=build.describe_sequences(result.pretrained, job.known),
             seed=seed,
         )
-    facts = _facts(job, result, evaluation, time.monotonic() - started)
-    _write_samples(run, evaluation, result.alpha)
+    last, after = result.history[-1], evaluation.after
+    head = {
+        "algorithm": job.plan.name,
+        "updates": last["step"],
+        "kl_budget": job.plan.loop.kl_budget,
+    }
+    cost = {
+        "network_evaluations": last["network_evaluations"],
+        "seconds": last["seconds"],
+        "evaluation_seconds": time.monotonic() - started,
+    }
+    write_samples(run, after, log_path_weight(after.reward, after.path_log_ratio, alpha=result.alpha))
     result.policy.card = _card(job, result)
     result.policy.save_pretrained(run.model)
-    run.write_json(run.evaluation, facts)
+    return write_facts(job, run, result.oracle, evaluation, head, cost)
+
+
+def write_facts(
+    job: Job, run: RunFolder, oracle: Oracle, evaluation: Evaluation, head: dict[str, Any], cost: dict[str, Any]
+) -> dict[str, Any]:
+    """``evaluation.json`` and ``report.html``; what only this kind of run has stands in ``head``."""
+    facts = dict(evaluation.facts)
+    facts.pop("evaluation_calls", None)  # those asked for; the cost below counts those that were bought
+    frequencies = {side: facts[side].pop("position_frequencies", None) for side in ("before", "after")}
+    codec = job.policy.codec
+    assert isinstance(codec, TokenCodec)
+    calls = {"oracle_calls": oracle.calls, "evaluation_calls": oracle.evaluation_calls}
+    whole = {
+        "task": job.entry.name,
+        **head,
+        **facts,
+        "cost": calls | cost,
+        "position_frequencies": {**frequencies, "alphabet": codec.alphabet},
+    }
+    run.write_json(run.evaluation, whole)
     write_report(run)
     return run.read_json(run.evaluation)
 
 
-def _facts(job: Job, result: FinetuneResult, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
-    facts, last = dict(evaluation.facts), result.history[-1]
-    del facts["evaluation_calls"]  # those asked for; the cost below counts those that were bought
-    frequencies = {side: facts[side].pop("position_frequencies", None) for side in ("before", "after")}
-    codec = result.policy.codec
-    assert isinstance(codec, TokenCodec)
-    cost = {
-        "oracle_calls": result.oracle.calls,
-        "evaluation_calls": result.oracle.evaluation_calls,
-        "network_evaluations": last["network_evaluations"],
-        "seconds": last["seconds"],
-        "evaluation_seconds": seconds,
-    }
-    return {
-        "task": job.entry.name,
-        "algorithm": job.plan.settings.algorithm,
-        "updates": last["step"],
-        "kl_budget": job.plan.loop.kl_budget,
-        **facts,
-        "cost": cost,
-        "position_frequencies": {**frequencies, "alphabet": codec.alphabet},
-    }
-
-
-def _write_samples(run: RunFolder, evaluation: Evaluation, alpha: float) -> None:
-    after = evaluation.after
+def write_samples(run: RunFolder, designs: DesignSet, log_weight: Float[Tensor, " N"]) -> None:
+    """``samples.csv``; the weights correct the designs to the tilted law, where one is claimed."""
     columns: dict[str, list[Any] | torch.Tensor] = {
-        "id": [f"design_{i + 1}" for i in range(len(after.designs))],
-        "sequence": after.designs,
-        "reward": after.reward.cpu(),
-        "judge": after.judge.cpu(),
-        "log_weight": log_path_weight(after.reward, after.path_log_ratio, alpha=alpha).cpu(),
-        "pretrained_log_likelihood": after.pretrained_log_likelihood.cpu(),
+        "id": [f"design_{i + 1}" for i in range(len(designs.designs))],
+        "sequence": designs.designs,
+        "reward": designs.reward.cpu(),
+        "judge": designs.judge.cpu(),
+        "log_weight": log_weight.cpu(),
+        "pretrained_log_likelihood": designs.pretrained_log_likelihood.cpu(),
     }
     write_designs(run.samples, columns)
 
@@ -181,7 +188,7 @@ def _card(job: Job, result: FinetuneResult) -> dict[str, Any]:
         name: value for name, value in job.policy.card.items() if name in ("task", "score", "data", "kmer_counts")
     }
     return {
-        "name": f"{job.entry.name} tuned by {settings.algorithm}",
+        "name": f"{job.entry.name} tuned by {job.plan.name}",
         "summary": job.entry.summary,
         **before,
         "part": "denoiser",

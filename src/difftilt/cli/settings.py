@@ -1,38 +1,33 @@
-"""Settings of a fine-tuning run: defaults < TOML file < flags, and the ``config.toml`` that comes of it."""
+"""Settings of a run: defaults < TOML file < flags, and the ``config.toml`` that comes of it.
+
+A run tunes a model with an algorithm or steers it with a sampler: :class:`Kind` says which.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from difftilt import build
-from difftilt.algorithms.state import SHARES
 from difftilt.cli import flags
 from difftilt.config import from_mapping, read_toml
 from difftilt.errors import ConfigError, nearest
 from difftilt.tracking.run import RunFolder
-from difftilt.training.finetune import LoopConfig
 
-COMMAND = "difftilt finetune"
-TABLES = ("settings", "algorithm")
 FACTS = ("task", "provenance")
 """Tables of a run's ``config.toml`` that people and the report read; they are no settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is tuned, toward what, and how it is measured."""
+class JobSettings:
+    """What is tilted, toward what, and how it is measured."""
 
     task: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]] = ""
-    """What to tune: a task of `difftilt list`."""
-    algorithm: str = "ppo"
-    """How: a name of `difftilt list`. Each has flags of its own: add --help to see them."""
+    """What to tilt: a task of `difftilt list`."""
     reward: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:FUNCTION|model|table")] = None
     """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), or the task's own."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
@@ -43,8 +38,8 @@ class Settings:
     """Folder with own denoiser, reward and judge (see `difftilt pretrain`) in place of the shipped ones."""
     steps_per_sample: int | None = None
     """Steps K of the chain; the model's own when not set."""
-    designs: int = 1000
-    """Designs drawn, before and after, for the evaluation."""
+    designs: Annotated[int, flags.short("-n")] = 1000
+    """Designs that are evaluated; as many of the pretrained model are drawn to compare with."""
     log_z_samples: int | None = None
     """Reward calls of the independent estimate of log Z; 8192, but 0 for a function, when not set."""
     threads: int = 1
@@ -58,30 +53,74 @@ class Place:
     """Where the run is kept, and what it starts from."""
 
     run: Path | None = None
-    """Folder of the run; runs/TASK-ALGORITHM-1, -2, ... when not set."""
+    """Folder of the run; runs/TASK-METHOD-1, -2, ... when not set."""
     resume: Path | None = None
     """Folder of an interrupted run: continue it with its own settings."""
     config: Path | None = None
-    """TOML file with tables settings and algorithm, e.g. the config.toml of another run; flags win over it."""
+    """TOML file with settings, e.g. the config.toml of another run; flags win over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A command that makes runs."""
+
+    command: str
+    """E.g. ``"difftilt finetune"``."""
+    role: str
+    """``"algorithm"`` or ``"sampler"``: the setting that names the method, and the table of its own settings."""
+    methods: Mapping[str, Any]
+    """Names to settings."""
+    method: Callable[[str], Any]
+    """The same, with an error for an unknown name."""
+    frugal: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Defaults of this command for a method, where they differ from the method's own."""
+    settings: type[JobSettings]
+    """Has a field called ``role``."""
+    loop: Any
+    """Settings around the method; has ``seed``."""
+    summary: Callable[[str], str]
+    """First lines of the help text for a method."""
+
+    def canonical(self, name: str) -> str:
+        """``best-of-n`` is ``best_of_n``."""
+        return name.replace("-", "_").lower()
+
+    def named(self, settings: JobSettings) -> str:
+        """Name of the method."""
+        return self.canonical(getattr(settings, self.role))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """All settings of a run."""
 
-    settings: Settings
-    algorithm: Any
-    loop: LoopConfig
+    kind: Kind
+    settings: Any
+    """Of ``kind.settings``."""
+    method: Any
+    """The algorithm or sampler."""
+    loop: Any
+    """Of ``kind.loop``."""
     place: Place = field(default_factory=Place)
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return self.kind.named(self.settings)
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """The settings as the tables of ``config.toml``, paths from the root: a run can be resumed from any folder."""
         settings = dataclasses.asdict(_anchored(self.settings)) | dataclasses.asdict(self.loop)
-        return {"settings": settings, "algorithm": dataclasses.asdict(self.algorithm)}
+        return {"settings": settings, self.kind.role: dataclasses.asdict(self.method)}
 
 
-def plan_from(argv: Sequence[str]) -> Plan:
-    """The plan of a ``difftilt finetune`` command line.
+def read_plan(kind: Kind, argv: Sequence[str], yield_to: Callable[[Plan, set[str]], Plan]) -> tuple[Plan, Plan]:
+    """The plan as a file or the defaults have it, and with the flags over it; ranges are not checked.
+
+    Args:
+        kind: the command.
+        argv: the arguments after it.
+        yield_to: drops from the file's settings what the given flags are about to replace.
 
     Raises:
         ConfigError: it makes no sense; see the message.
@@ -92,19 +131,17 @@ def plan_from(argv: Sequence[str]) -> Plan:
     source = None if file is None else Path(file)
     if resume is not None:
         source = RunFolder.existing(Path(resume)).config
-    name = flags.value_of(argv, "algorithm") if resume is None else None
-    base = _from_tables({} if source is None else read_toml(source), name, str(source))
+    name = flags.value_of(argv, kind.role) if resume is None else None
+    base = _from_tables(kind, {} if source is None else read_toml(source), name, str(source))
     given = flags.given(argv)
     if resume is None:
-        base = _yield_to(base, given)
-    plan = _parse(argv, base)
-    if resume is not None:
-        _refuse_changes(base, plan)
-    check_ranges(plan)
-    return plan
+        if "fix" in given:
+            base = dataclasses.replace(base, settings=dataclasses.replace(base.settings, fix=()))
+        base = yield_to(base, given)
+    return base, _parse(argv, base)
 
 
-def _anchored(settings: Settings) -> Settings:
+def _anchored(settings: JobSettings) -> JobSettings:
     """The same with paths from the root."""
     reward = settings.reward
     if reward is not None and ":" in reward:
@@ -114,134 +151,94 @@ def _anchored(settings: Settings) -> Settings:
     return dataclasses.replace(settings, reward=reward, data=data, models=models)
 
 
-def _from_tables(stored: Mapping[str, Any], name: str | None, where: str) -> Plan:
-    """Defaults with the tables of a file over them; ``name`` is the algorithm asked for on the command line."""
+def _from_tables(kind: Kind, stored: Mapping[str, Any], name: str | None, where: str) -> Plan:
+    """Defaults with the tables of a file over them; ``name`` is the method asked for on the command line."""
+    known, role = ("settings", kind.role), kind.role
     for key in stored:
-        if key not in (*TABLES, *FACTS):
+        if key not in (*known, *FACTS):
             if not isinstance(stored[key], dict):
                 raise ConfigError(
-                    f"expected tables {', '.join(TABLES)} in '{where}'; got the key '{key}' outside of them; "
+                    f"expected tables {', '.join(known)} in '{where}'; got the key '{key}' outside of them; "
                     "put it under one"
                 )
-            raise nearest(key, TABLES, what=f"table in '{where}'")
-    tables: dict[str, Any] = {key: stored.get(key, {}) for key in TABLES}
+            if key in ("algorithm", "sampler"):
+                raise ConfigError(
+                    f"expected settings of `{kind.command}` in '{where}'; got a table [{key}], of a run that another "
+                    f"command made; use that command, or a file with [{role}]"
+                )
+            raise nearest(key, known, what=f"table in '{where}'")
+    tables: dict[str, Any] = {key: stored.get(key, {}) for key in known}
     for key, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(
                 f"expected a table [{key}] in '{where}'; got {table!r}; write [{key}] and its keys below it"
             )
     place = f"[settings] of '{where}'"
-    own, loop = ({field.name for field in dataclasses.fields(kind)} for kind in (Settings, LoopConfig))
+    own, loop = ({field.name for field in dataclasses.fields(part)} for part in (kind.settings, kind.loop))
     for key in tables["settings"]:
         if key not in own | loop:
             raise nearest(key, own | loop, what=f"setting in {place}")
     part = {key: value for key, value in tables["settings"].items() if key in own}
-    settings = from_mapping(Settings, part, where=place)
-    if name is not None and _canonical(name) != _canonical(settings.algorithm):  # another method has other settings
-        tables["algorithm"] = {key: value for key, value in tables["algorithm"].items() if key == "alpha"}
-    settings = dataclasses.replace(settings, algorithm=_canonical(name or settings.algorithm))
-    kind = build.algorithm(settings.algorithm)
+    settings = from_mapping(kind.settings, part, where=place)
+    chosen = kind.canonical(name) if name is not None else kind.named(settings)
+    method = kind.method(chosen)
+    if chosen != kind.named(settings):  # another method has other settings
+        shared = {"alpha"} & {field.name for field in dataclasses.fields(method)}
+        tables[role] = {key: value for key, value in tables[role].items() if key in shared}
+    own_settings = {**kind.frugal.get(chosen, {}), **tables[role]}
     return Plan(
-        settings=settings,
-        algorithm=from_mapping(kind, tables["algorithm"], where=f"[algorithm] of '{where}' for {settings.algorithm}"),
-        loop=from_mapping(LoopConfig, {k: v for k, v in tables["settings"].items() if k in loop}, where=place),
+        kind=kind,
+        settings=dataclasses.replace(settings, **{role: chosen}),
+        method=from_mapping(method, own_settings, where=f"[{role}] of '{where}' for {chosen}"),
+        loop=from_mapping(kind.loop, {k: v for k, v in tables["settings"].items() if k in loop}, where=place),
     )
-
-
-def _canonical(algorithm: str) -> str:
-    return algorithm.replace("-", "_").lower()
-
-
-def _yield_to(base: Plan, given: set[str]) -> Plan:
-    """Drop what flags are about to replace as a whole: positions held fixed, and a KL budget for an alpha."""
-    if {"alpha", "kl_budget"} <= given:
-        raise ConfigError("expected --alpha or --kl-budget; got both; leave out one: a budget finds its own alpha")
-    if "fix" in given:
-        base = dataclasses.replace(base, settings=dataclasses.replace(base.settings, fix=()))
-    if "alpha" in given:
-        base = dataclasses.replace(base, loop=dataclasses.replace(base.loop, kl_budget=None))
-    return base
 
 
 def _parse(argv: Sequence[str], base: Plan) -> Plan:
     """Flags over ``base``."""
-    name = base.settings.algorithm
+    kind, name = base.kind, base.name
     parts = {
         "settings": base.settings,
-        name: _unchecked(base.algorithm),
+        name: _unchecked(base.method),
         "loop": _unchecked(base.loop),
         "place": base.place,
     }
-    kind = dataclasses.make_dataclass("Finetune", [(part, type(value)) for part, value in parts.items()], frozen=True)
+    whole = dataclasses.make_dataclass("Run", [(part, type(value)) for part, value in parts.items()], frozen=True)
+    first = kind.named(kind.settings())
     parsed: Any = flags.parse(
-        kind,
+        whole,
         argv,
-        command=COMMAND if name == "ppo" else f"{COMMAND} --algorithm {name}",
-        summary="Tilt a pretrained model toward a reward. With --algorithm NAME --help: the flags of that method.",
-        default=kind(**parts),
-        foreign=_foreign(name),
+        command=kind.command if name == first else f"{kind.command} --{kind.role} {name}",
+        summary=kind.summary(name),
+        default=whole(**parts),
+        foreign=_foreign(kind, name),
     )
-    return Plan(
-        settings=dataclasses.replace(parsed.settings, algorithm=_canonical(parsed.settings.algorithm)),
-        algorithm=type(base.algorithm)(**dataclasses.asdict(getattr(parsed, name))),
-        loop=LoopConfig(**dataclasses.asdict(parsed.loop)),
+    chosen = kind.named(parsed.settings)
+    return dataclasses.replace(
+        base,
+        settings=dataclasses.replace(parsed.settings, **{kind.role: chosen}),
+        method=type(base.method)(**_values(getattr(parsed, name))),
+        loop=kind.loop(**_values(parsed.loop)),
         place=parsed.place,
     )
 
 
 def _unchecked(config: Any) -> Any:
-    """The same settings in a subclass without checks: `tyro` would wrap the error of a check in a box."""
+    """The same settings in a subclass without checks, whose errors `tyro` would wrap in a box, and with flags only."""
     kind = type(config)
-    bare = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
-    return bare(**dataclasses.asdict(config))
+    hints = get_type_hints(kind)
+    fixed = {name: tyro.conf.Fixed[Any] for name in _values(config) if not flags.writable(hints[name])}
+    body = {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__annotations__": fixed}
+    return type(kind.__name__, (kind,), body)(**_values(config))
 
 
-def _foreign(own: str) -> dict[str, str]:
-    """Flags of the other algorithms."""
-    others = {name: kind for name, kind in build.ALGORITHMS.items() if name != own}
-    return {flag.names[0]: f"--algorithm {name}" for name, kind in others.items() for flag in flags.flags_of(kind)}
+def _values(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def _refuse_changes(stored: Plan, asked: Plan) -> None:
-    """A resumed run keeps its settings."""
-    before, after = stored.tables(), asked.tables()
-    for table, old in before.items():
-        new = after[table]
-        for name in old:
-            same = set(old[name]) == set(new[name]) if name == "fix" else old[name] == new[name]
-            if not same:
-                flag = name if name == "task" else "--" + name.replace("_", "-")
-                raise ConfigError(
-                    f"expected the run's own {flag} {old[name]}; got {new[name]}; leave it out, or start a new run"
-                )
-    if asked.place.run is not None and asked.place.run.resolve() != Path(str(asked.place.resume)).resolve():
-        raise ConfigError("expected --run or --resume; got both; a resumed run stays in its folder")
-
-
-def check_ranges(plan: Plan) -> None:
-    """Numbers that no method can use.
-
-    Raises:
-        ConfigError: one of them.
-    """
-    if not plan.settings.task:
-        raise ConfigError(f"expected a task; got none; for example `{COMMAND} utr-mrl`, see `difftilt list`")
-    for values in plan.tables().values():
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or name == "seed":
-                continue
-            zero = name in ("feasibility_weight", "log_z_samples", "final_learning_rate", *SHARES)
-            if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-                least = "0 or more" if zero else "more than 0"
-                raise ConfigError(f"expected {least} for {_flag(name)}; got {value}; correct it")
-    batch, parts = (getattr(plan.algorithm, name, None) for name in ("batch", "minibatches"))
-    if batch is not None and batch < 2:
-        raise ConfigError(f"expected --batch 2 or more; got {batch}; advantages compare the designs of a batch")
-    if batch is not None and parts is not None and parts > batch:
-        raise ConfigError(f"expected at most as many --minibatches as --batch {batch}; got {parts}; lower it")
-    if plan.settings.designs < 2:
-        raise ConfigError(f"expected --designs 2 or more; got {plan.settings.designs}; intervals need more than one")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _foreign(kind: Kind, own: str) -> dict[str, str]:
+    """Flags of the other methods."""
+    others = {name: method for name, method in kind.methods.items() if name != own}
+    return {
+        flag.names[0]: f"--{kind.role} {name}" for name, method in others.items() for flag in flags.flags_of(method)
+    }

@@ -22,7 +22,7 @@ def comparison_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     """One plain record per run, in the order given; what a run does not have is ``None``.
 
     Keys: ``run, task, method, alpha, reward, reward_low, reward_high, judge, judge_low, judge_high, kl_nats, kl_error,
-    gap_nats, gap_error, verdict, unique, oracle_calls, seconds``.
+    kl_sense, gap_nats, gap_error, verdict, unique, oracle_calls, seconds``.
 
     Raises:
         StateError: a folder holds no run.
@@ -50,6 +50,7 @@ def compare(runs: Sequence[RunFolder]) -> str:
         figures=figures,
         rows=[(_row(run), run) for run in facts],
         places=min(map(sentences.score_places, facts)),
+        spent=sentences.spent,
         plus_minus=sentences.plus_minus,
     )
 
@@ -80,13 +81,21 @@ def _row(facts: RunFacts) -> dict[str, Any]:
         **dict(zip(("judge", "judge_low", "judge_high"), judge or nothing, strict=True)),
         "kl_nats": facts.number("kl_nats", "mean"),
         "kl_error": facts.number("kl_nats", "error"),
+        "kl_sense": facts.get("kl_nats", "sense"),
         "gap_nats": facts.number("gap", "gap_nats"),
         "gap_error": facts.number("gap", "error"),
-        "verdict": str(facts.get("gap", "verdict") or "not evaluated"),
+        "verdict": _verdict(facts),
         "unique": facts.number("after", "unique_fraction"),
         "oracle_calls": finite(facts.cost("oracle_calls")),
         "seconds": finite(facts.cost("seconds")),
     }
+
+
+def _verdict(facts: RunFacts) -> str:
+    """What is known of the gap; a sampler has none."""
+    if facts.sampler is not None and facts.estimate("after", "reward") is not None:
+        return "steered: no gap"
+    return str(facts.get("gap", "verdict") or "not evaluated")
 
 
 def _figure(runs: Sequence[RunFacts]) -> Figure | None:
@@ -96,7 +105,7 @@ def _figure(runs: Sequence[RunFacts]) -> Figure | None:
     spots, yardsticks = [], []
     for run in runs:
         after, kl = run.estimate("after", name), run.number("kl_nats", "mean")
-        if after is None or kl is None:
+        if after is None or kl is None or run.get("kl_nats", "sense") == "at least":
             continue
         error = run.number("kl_nats", "error") or 0.0
         spots.append(Spot(run.name, Estimate(kl, kl - sentences.Z95 * error, kl + sentences.Z95 * error), after, name))
@@ -117,4 +126,6 @@ def _figure(runs: Sequence[RunFacts]) -> Figure | None:
         "Bars: 95 % intervals. Open circles: the pretrained model, and best-of-N at its bound on the KL. "
         "Up and left is better."
     )
+    if len(spots) < len(runs):
+        caption += " Runs whose KL is not known, or only from below, are left out."
     return Figure(svg, caption)

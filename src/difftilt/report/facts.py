@@ -91,10 +91,27 @@ class RunFacts:
         return str(self.table("task").get("name") or self.table("settings").get("task") or self.name)
 
     @property
+    def sampler(self) -> str | None:
+        """Name of the sampler of a run that steered; ``None`` for one that tuned."""
+        name = self.table("settings").get("sampler") or self.get("sampler")
+        return None if name is None else str(name)
+
+    @property
     def method(self) -> str:
-        """Name of the algorithm, as people write it."""
-        name = str(self.table("settings").get("algorithm") or "an unnamed algorithm")
-        return {"ppo": "PPO"}.get(name, name.replace("_", " "))
+        """Name of the algorithm or sampler, as people write it."""
+        name = self.sampler or str(self.table("settings").get("algorithm") or "an unnamed algorithm")
+        known = {"ppo": "PPO", "smc": "SMC", "mcmc": "MCMC", "best_of_n": "best of N", "raft": "RAFT"}
+        return known.get(name, name.replace("_", " "))
+
+    @property
+    def doing(self) -> str:
+        """What the run did."""
+        return "tuning" if self.sampler is None else "steering"
+
+    @property
+    def done(self) -> str:
+        """What was done to the model."""
+        return "tuned" if self.sampler is None else "steered"
 
     @property
     def score_name(self) -> str:

@@ -62,7 +62,7 @@ def outcome_dots(facts: RunFacts, rows: Sequence[Outcome]) -> list[Figure]:
     rows = [row for row in rows if row.label != "Gain"]
     judged = any(row.judge is not None for row in rows)
     labels = [f"{row.label}, {row.note.split(';')[0]}" if row.label.startswith("Best") else row.label for row in rows]
-    key = [("reward, which tuning saw", "reward"), ("judge, which it never saw", "judge")]
+    key = [(f"reward, which {facts.doing} saw", "reward"), ("judge, which it never saw", "judge")]
     whole = [charts.Row(label, (row.reward, row.judge), row.emphasis) for label, row in zip(labels, rows, strict=True)]
     if judged and facts.same_scale:
         drawing = charts.dots(whole, ("reward", "judge"), label=facts.score_name, names=("reward", "judge"))
@@ -122,7 +122,7 @@ def health(facts: RunFacts) -> tuple[list[Figure], list[str]]:
 def logos(facts: RunFacts) -> Logos | None:
     """Logos before and after; ``None`` where the letters' shares are not stored."""
     shares: dict[str, Frequencies] = {}
-    for when, name in (("before", "Pretrained"), ("after", "Tuned")):
+    for when, name in (("before", "Pretrained"), ("after", facts.done.capitalize())):
         for stored in (facts.get("position_frequencies", when), facts.get(when, "position_frequencies")):
             if _is_table(stored):
                 shares[name] = stored

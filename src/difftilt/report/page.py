@@ -93,6 +93,9 @@ def context(facts: RunFacts) -> dict[str, Any]:
         "notices": sentences.notices(facts),
         "places": sentences.score_places(facts),
         "plus_minus": sentences.plus_minus,
+        "spent": sentences.spent,
+        "kl_note": sentences.kl_note(facts),
+        "weights_note": sentences.weights_note(facts),
         "outcomes": rows,
         "dots": figures.outcome_dots(facts, rows),
         "learning": figures.learning(facts),
@@ -107,7 +110,8 @@ def context(facts: RunFacts) -> dict[str, Any]:
         "download": _download(facts),
         "settings": tables.settings(facts),
         "provenance": tables.provenance(facts),
-        "bibtex": citations.bibtex(str(facts.table("provenance").get("difftilt") or "")),
+        "papers": citations.papers(facts.sampler),
+        "bibtex": citations.bibtex(str(facts.table("provenance").get("difftilt") or ""), facts.sampler),
     }
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from difftilt.metrics.gap import AGREEMENT
+
 from .facts import RunFacts
 from .rounding import Estimate, decimals, finite, fixed, given, share, significant
 
 Z95 = 1.96
+FEW_EFFECTIVE = 0.1
+"""Share of equal designs below which weights are too uneven to trust."""
 
 
 class Notice(NamedTuple):
@@ -44,6 +48,13 @@ def with_interval(value: Estimate | None, places: int) -> str:
     return f"{fixed(value.mean, places)} ({fixed(value.low, places)} to {fixed(value.high, places)})"
 
 
+def spent(facts: RunFacts) -> str:
+    """The KL to the pretrained model in nats, with its error or as the bound that it is."""
+    kl, error, sense = facts.number("kl_nats", "mean"), facts.number("kl_nats", "error"), facts.get("kl_nats", "sense")
+    bound = f"{sense} " if kl is not None and sense in ("at least", "at most") else ""
+    return bound + plus_minus(kl, error)
+
+
 def gain(before: Estimate | None, after: Estimate | None) -> Estimate | None:
     """After minus before, with the interval of two independent means."""
     if before is None or after is None:
@@ -68,19 +79,19 @@ def headline(facts: RunFacts) -> str:
         return _unevaluated(facts)
     places = score_places(facts)
     parts = [
-        f"Tuning with {facts.method} took the reward of the model's designs from {with_interval(before, places)} to "
-        f"{with_interval(after, places)}"
+        f"{facts.doing.capitalize()} with {facts.method} took the reward of the model's designs from "
+        f"{with_interval(before, places)} to {with_interval(after, places)}"
     ]
     judges = facts.estimate("before", "judge"), facts.estimate("after", "judge")
     if judges[0] is not None and judges[1] is not None:
         parts.append(
-            f"; the held-out judge, which tuning never saw, moved from {with_interval(judges[0], places)} to "
+            f"; the held-out judge, which {facts.doing} never saw, moved from {with_interval(judges[0], places)} to "
             f"{with_interval(judges[1], places)}"
         )
     else:
         parts.append("; no held-out judge was asked")
-    kl, gap = facts.number("kl_nats", "mean"), facts.number("gap", "gap_nats")
-    parts.append(f". It spent {plus_minus(kl, facts.number('kl_nats', 'error'))} nats of KL")
+    gap, known = facts.number("gap", "gap_nats"), facts.number("kl_nats", "mean") is not None
+    parts.append(f". It spent {spent(facts)} nats of KL" if known else ". How much KL it spent is not known")
     if gap is not None:
         at = f" at alpha\u00a0=\u00a0{given(facts.alpha)}" if facts.alpha is not None else ""
         parts.append(f". The gap to the optimum{at} reads {plus_minus(gap, facts.number('gap', 'error'))} nats")
@@ -91,7 +102,8 @@ def headline(facts: RunFacts) -> str:
 def _unevaluated(facts: RunFacts) -> str:
     rewards = [(r["step"], v) for r in facts.metrics if (v := finite(r.get("reward"))) is not None]
     if not rewards:
-        return f"Tuning with {facts.method} was set up, but no step is on record yet."
+        missing = "no step is on record yet" if facts.sampler is None else "it has not finished"
+        return f"{facts.doing.capitalize()} with {facts.method} was set up, but {missing}."
     kl = finite(facts.last.get("kl_nats"))
     (first, start), (last, end) = rewards[0], rewards[-1]
     return (
@@ -108,7 +120,7 @@ def _of_steps(facts: RunFacts) -> str:
 
 def notices(facts: RunFacts) -> list[Notice]:
     """Warnings first, then notes."""
-    found = [*_state(facts), *_judgement(facts), *_yardstick(facts), *_designs(facts)]
+    found = [*_state(facts), *_judgement(facts), *_yardstick(facts), *_weights(facts), *_designs(facts)]
     found += [Notice("note", "Incomplete folder.", problem) for problem in facts.problems]
     return sorted(found, key=lambda notice: notice.kind != "warn")
 
@@ -120,6 +132,8 @@ def _state(facts: RunFacts) -> list[Notice]:
             f"There is no evaluation yet: {how}. Numbers below are those of training batches, without intervals. "
             "Continue with --resume, or run `difftilt evaluate` on the folder."
         )
+        if facts.sampler is not None:
+            text = "There is no evaluation yet. Continue with --resume: what was bought is not bought again."
         return [Notice("warn", "Unfinished run.", text)]
     planned = finite(facts.table("settings").get("steps"))
     if planned is not None and facts.metrics and facts.last["step"] < planned:
@@ -134,14 +148,14 @@ def _judgement(facts: RunFacts) -> list[Notice]:
         return []
     if judge is None:
         text = (
-            "Only the reward that tuning itself raised is known, so over-optimisation cannot be told from progress. "
-            "Score the designs with something that tuning never saw."
+            f"Only the reward that {facts.doing} itself raised is known, so over-optimisation cannot be told from "
+            f"progress. Score the designs with something that {facts.doing} never saw."
         )
         return [Notice("warn", "No held-out judge.", text)]
     places = score_places(facts)
     changes = f"The reward changed by {fixed(reward.mean, places)}, the held-out judge by {fixed(judge.mean, places)}"
     if reward.mean > (reward.half_width or 0) and judge.mean <= (judge.half_width or 0):
-        advice = "Tuning has exploited the reward; do not trust these designs."
+        advice = f"{facts.doing.capitalize()} has exploited the reward; do not trust these designs."
         if not facts.same_scale:
             advice = "Unless the two measure different things, do not trust these designs."
         text = f"{changes}: the judge sees no gain. {advice}"
@@ -163,11 +177,54 @@ def _yardstick(facts: RunFacts) -> list[Notice]:
     if after is not None and calls is not None and calls > (after.high or after.mean):
         places = score_places(facts)
         n = facts.number("best_of_n", "equal_calls", "n") or 1
-        text = (
-            f"The judge gives best-of-{n:.0f} {fixed(calls, places)} and these designs {fixed(after.mean, places)}. "
-            "Tuning still has its use: later designs cost no further oracle calls."
-        )
+        text = f"The judge gives best-of-{n:.0f} {fixed(calls, places)} and these designs {fixed(after.mean, places)}. "
+        if facts.sampler is None:
+            text += "Tuning still has its use: later designs cost no further oracle calls."
         found.append(Notice("warn", "Best-of-N does better at equal oracle calls.", text))
+    return found
+
+
+def kl_note(facts: RunFacts) -> str:
+    """How the KL of a steered law is known."""
+    what = "KL between the designs' law and the pretrained one"
+    notes = {
+        "at most": f"{what}: the bound of best of N, which holds whatever the reward.",
+        "at least": f"{what}: mean reward / alpha minus the independent log Z, short by the KL to the tilted law.",
+        "estimate": f"{what}: weighted mean reward / alpha minus the sampler's own log Z, as for the tilted law.",
+    }
+    unknown = f"{what}: not known without a trusted log Z; --log-z-samples gives a lower bound."
+    return notes.get(str(facts.get("kl_nats", "sense")), unknown)
+
+
+def weights_note(facts: RunFacts) -> str:
+    """How weighted designs are to be read."""
+    worth, designs = facts.number("effective_designs"), facts.number("designs")
+    if worth is None or designs is None or facts.get("log_z") is None:
+        return "Designs count alike; infeasible ones, which have no reward, not at all."
+    return (
+        "Means are weighted (log_weight in samples.csv), with errors between independent populations. What has no "
+        "weights, such as the logo and distinct designs, is taken of as many designs drawn again by weight."
+    )
+
+
+def _weights(facts: RunFacts) -> list[Notice]:
+    """Of a sampler: whether its weights and its log Z can be believed."""
+    found = []
+    worth, designs = facts.number("effective_designs"), facts.number("designs")
+    if worth is not None and designs and worth < FEW_EFFECTIVE * designs:
+        text = (
+            f"By their weights the {designs:,.0f} designs are worth {worth:,.0f} equal ones. Raise alpha or draw more."
+        )
+        found.append(Notice("warn", "A few designs carry the weight.", text))
+    own, other = facts.number("log_z", "sampler"), facts.number("log_z", "independent")
+    error = math.hypot(*(facts.number("log_z", f"{name}_error") or 0.0 for name in ("sampler", "independent")))
+    if own is not None and other is not None and abs(own - other) > AGREEMENT * error:
+        text = (
+            f"The sampler's log Z differs from the independent one by {fixed(abs(own - other))} nats, more than "
+            f"{AGREEMENT:.0f} standard errors. One of them missed part of the law: draw more designs, or raise "
+            "--log-z-samples."
+        )
+        found.append(Notice("warn", "The two estimates of log Z disagree.", text))
     return found
 
 
@@ -175,10 +232,13 @@ def _designs(facts: RunFacts) -> list[Notice]:
     found = []
     unique = facts.number("after", "unique_fraction")
     if unique is not None and unique < 0.95:
-        text = f"Only {share(unique)} of the tuned designs are distinct. Raise alpha, or stop earlier."
-        found.append(Notice("warn", "The policy repeats itself.", text))
+        advice = (
+            "Raise alpha, or stop earlier." if facts.sampler is None else "Raise alpha, or draw more and keep fewer."
+        )
+        text = f"Only {share(unique)} of the {facts.done} designs are distinct. {advice}"
+        found.append(Notice("warn", f"The {'policy' if facts.sampler is None else 'sampler'} repeats itself.", text))
     feasible = facts.number("after", "feasible_fraction")
     if feasible is not None and feasible < 0.95:
-        text = f"{share(1 - feasible)} of the tuned designs have no reward; means are over those that have one."
+        text = f"{share(1 - feasible)} of the {facts.done} designs have no reward; means are over those that have one."
         found.append(Notice("note", "Infeasible designs.", text))
     return found

@@ -10,9 +10,10 @@ from difftilt.metrics.gap import AGREEMENT, ESS_FRACTION, INDEPENDENT_ESS
 
 from .facts import RunFacts
 from .rounding import Estimate, decimals, estimate, finite, fixed, share, significant
-from .sentences import gain, plus_minus
+from .sentences import gain, plus_minus, spent
 
 TOP = 50
+METHOD_TABLES = ("settings", "algorithm", "sampler")
 KNOWN = ("reward", "judge", "position_frequencies")
 
 
@@ -37,7 +38,7 @@ class Check(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A property before and after tuning."""
+    """A property before and after."""
 
     label: str
     note: str
@@ -48,16 +49,15 @@ class Comparison(NamedTuple):
 
 
 def outcomes(facts: RunFacts) -> list[Outcome]:
-    """Pretrained, tuned, the gain, and best-of-N at equal calls and at equal KL."""
+    """Pretrained, tuned or steered, the gain, and best-of-N at equal calls and at equal KL."""
     before = facts.estimate("before", "reward"), facts.estimate("before", "judge")
     after = facts.estimate("after", "reward"), facts.estimate("after", "judge")
     if before[0] is None and after[0] is None:
         return []
-    kl = plus_minus(facts.number("kl_nats", "mean"), facts.number("kl_nats", "error"))
     rows = [
         Outcome("Pretrained", "the model as it came", *before, "0"),
-        Outcome(f"Tuned, {facts.method}", "this run", *after, kl, emphasis=True),
-        Outcome("Gain", "tuned minus pretrained", gain(before[0], after[0]), gain(before[1], after[1]), ""),
+        Outcome(f"{facts.done.capitalize()}, {facts.method}", "this run", *after, spent(facts), emphasis=True),
+        Outcome("Gain", f"{facts.done} minus pretrained", gain(before[0], after[0]), gain(before[1], after[1]), ""),
     ]
     for key, label in (("equal_calls", "at equal oracle calls"), ("equal_kl", "at equal KL")):
         n, wanted = facts.number("best_of_n", key, "n"), facts.number("best_of_n", key, "wanted")
@@ -116,14 +116,19 @@ def gap_checks(facts: RunFacts) -> list[Check]:
 
 
 def log_z_rows(facts: RunFacts) -> list[tuple[str, float | None, str]]:
-    """The two estimates of log Z and the one used: label, value and text in nats."""
+    """The estimates of log Z that there are, and the one used: label, value and text in nats."""
     rows = [
-        ("log Z, the policy's own rollouts", "log_z_policy", "log_z_policy_error"),
-        ("log Z, independent of the policy", "log_z_independent", "log_z_independent_error"),
-        ("log Z used (the larger)", "log_z", ""),
+        ("log Z, the policy's own rollouts", ("gap", "log_z_policy")),
+        ("log Z, independent of the policy", ("gap", "log_z_independent")),
+        ("log Z used (the larger)", ("gap", "log_z")),
+        ("log Z, by the sampler's weights", ("log_z", "sampler")),
+        ("log Z, independent of the sampler", ("log_z", "independent")),
     ]
-    found = [(label, facts.number("gap", key), facts.number("gap", error)) for label, key, error in rows]
-    return [(label, value, plus_minus(value, error) if error else fixed(value)) for label, value, error in found]
+    found = [(label, facts.number(*path), facts.number(path[0], f"{path[1]}_error")) for label, path in rows]
+    found = [row for row in found if facts.sampler is None or row[1] is not None]
+    return [
+        (label, value, fixed(value) if error is None else plus_minus(value, error)) for label, value, error in found
+    ]
 
 
 def naturalness(facts: RunFacts) -> list[Comparison]:
@@ -169,7 +174,7 @@ def settings(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
     tables = {name: _flat(value) for name, value in facts.config.items() if isinstance(value, Mapping)}
     loose = [(key, _setting(value)) for key, value in facts.config.items() if not isinstance(value, Mapping)]
     ordered = sorted(
-        tables, key=lambda name: ("settings", "algorithm").index(name) if name in ("settings", "algorithm") else 2
+        tables, key=lambda name: METHOD_TABLES.index(name) if name in METHOD_TABLES else len(METHOD_TABLES)
     )
     found = [(name, tables[name]) for name in ordered if name not in ("task", "provenance")]
     return [*found, *([("other", loose)] if loose else [])]

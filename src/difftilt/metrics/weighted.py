@@ -1,0 +1,93 @@
+r"""Means and errors from weighted designs, as a steering sampler returns them.
+
+With weights :math:`w_i`, shares :math:`\bar w_i = w_i / \sum_j w_j` and any number :math:`f_i` of ``n`` designs,
+
+.. math::
+    \bar f &= \sum_i \bar w_i f_i                                                                      \qquad (1) \\
+    \log \hat Z &= \log \tfrac1n \sum_i w_i                                                            \qquad (2) \\
+    KL(p^* \| p_{pre}) &= E_{p^*}[r] / \alpha - \log Z                                                 \qquad (3)
+
+(3) holds for the tilted law alone. Designs come in populations: those of one share ancestors, so that only populations
+are independent. Each estimate is a smooth function of sums over populations, and has the standard error
+
+.. math:: \Big( \tfrac{G}{G - 1} \sum_{g=1}^G \big( \textstyle\sum_{i \in g} u_i \big)^2 \Big)^{1/2}, \quad
+    u_i = \bar w_i (f_i - \bar f), \quad \bar w_i - \tfrac1n, \quad
+    \bar w_i (r_i / \alpha - \overline{r / \alpha}) - \bar w_i + \tfrac1n                              \qquad (4)
+
+for (1), (2) and (3). In populations of one, equal weights give the usual :math:`s / \sqrt n`. Of larger ones it
+takes at least :data:`FEWEST`, as (4) is too small with few; the error is else NaN.
+
+References:
+    Liang and Zeger 1986 (the sandwich (4)), https://doi.org/10.1093/biomet/73.1.13; Owen 2013, *Monte Carlo theory,
+    methods and examples*, chapter 9 (self-normalised weights), https://artowen.su.domains/mc/.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from difftilt.types import Float, Tensor
+
+FEWEST = 8
+"""Populations of several designs below which no error is given."""
+
+
+def weighted_mean(
+    values: Float[Tensor, " N"], log_weight: Float[Tensor, " N"], *, population: int = 1
+) -> tuple[float, float]:
+    """Equation (1) over the values that are there, and its standard error, in the unit of ``values``.
+
+    Args:
+        values: NaN where there is none.
+        log_weight: nats; ``-inf`` is a weight of exactly 0.
+        population: designs in each population, in order; the last may be smaller.
+    """
+    there = ~values.isnan() & (log_weight > -torch.inf)
+    if not there.any():
+        return math.nan, math.nan
+    share = log_weight.double().where(there, -torch.inf).softmax(0)
+    f = values.double().where(there, 0)
+    mean = share @ f
+    return mean.item(), _error(share * (f - mean), there, population)
+
+
+def log_z_error(log_weight: Float[Tensor, " N"], *, population: int = 1) -> float:
+    """Standard error of (2), nats; NaN where every weight is 0."""
+    share = log_weight.double().softmax(0)
+    return _error(share - 1 / len(share), torch.ones_like(share, dtype=torch.bool), population)
+
+
+def tilted_kl(
+    reward: Float[Tensor, " N"],
+    log_weight: Float[Tensor, " N"],
+    log_z: float,
+    *,
+    alpha: float,
+    population: int = 1,
+) -> tuple[float, float]:
+    """Equation (3) and its standard error, nats.
+
+    Args:
+        reward: NaN where infeasible.
+        log_weight: weights of the tilted law, nats; ``-inf`` where infeasible.
+        log_z: (2), of the same weights, nats.
+        alpha: KL temperature, reward units per nat; positive.
+        population: as in :func:`weighted_mean`.
+    """
+    tilt = reward / alpha
+    mean, _ = weighted_mean(tilt, log_weight)
+    share = log_weight.double().softmax(0)
+    influence = share * (tilt.nan_to_num(nan=mean) - mean) - share + 1 / len(share)
+    return mean - log_z, _error(influence, torch.ones_like(share, dtype=torch.bool), population)
+
+
+def _error(influence: Float[Tensor, " N"], there: Tensor, population: int) -> float:
+    """Equation (4); populations without any member that is there do not count."""
+    parts = zip(influence.split(population), there.split(population), strict=True)
+    totals = [part.sum().item() for part, known in parts if known.any()]
+    groups = len(totals)
+    if groups < (2 if population == 1 else FEWEST):
+        return math.nan
+    return math.sqrt(groups / (groups - 1) * sum(total**2 for total in totals))

@@ -113,11 +113,10 @@ def _refuse_black_box(plan: Plan, reward: str) -> None:
             f"expected a reward with gradients for --value plug_in, read off the expected design; got --reward "
             f"{reward}; use --value one_jump or regression"
         )
-    first_order = isinstance(method, ClassifierGuidance) and method.tokens == "first_order"
-    if first_order and settings.value != "regression":
+    if isinstance(method, ClassifierGuidance) and method.tokens == "first_order":
         raise UnsupportedError(
-            f"expected a reward with gradients for classifier_guidance; got --reward {reward}; use --value regression, "
-            "--tokens exact with --steps-per-sample as large as the length, or --sampler smc"
+            f"expected a reward with gradients for classifier_guidance; got --reward {reward}; use --tokens exact with "
+            "--steps-per-sample as large as the length, or --sampler smc"
         )
 
 
@@ -125,8 +124,11 @@ def _log_z_samples(plan: Plan, reward: str) -> int:
     """As asked for; else as many as are worth their cost."""
     if plan.settings.log_z_samples is not None:
         return plan.settings.log_z_samples
-    steered = plan.kind.role == "sampler"
-    return 0 if ":" in reward or (steered and not isinstance(plan.method, SMC)) else LOG_Z_SAMPLES
+    if ":" in reward:
+        return 0
+    if plan.kind.role == "sampler":
+        return LOG_Z_SAMPLES // 2 if isinstance(plan.method, SMC) else 0
+    return LOG_Z_SAMPLES
 
 
 def choose_device(name: str | None, threads: int) -> torch.device:

@@ -46,7 +46,7 @@ class SteerSettings(JobSettings):
     value_samples: int | None = None
     """The n above; 4 for one_jump, 16 for monte_carlo, 2048 for regression when not set."""
     log_z_samples: int | None = None
-    """Reward calls of the independent estimate of log Z, which checks that of smc and bounds the KL of others; 8192 for
+    """Reward calls of the independent estimate of log Z, which checks that of smc and bounds the KL of others; 4096 for
     smc with a model or table, else 0, when not set."""
 
 

@@ -38,10 +38,9 @@ def summary_lines(facts: Mapping[str, Any]) -> list[str]:
     """Everything but the table: alpha, KL, gap or log Z, uniqueness, cost."""
     after, cost, doing = facts["after"], facts["cost"], "steering" if "sampler" in facts else "training"
     lines = _steered(facts) if "sampler" in facts else _tuned(facts)
-    if after["feasible_fraction"] < 1:
-        lines.append(
-            f"feasible    {facts['before']['feasible_fraction']:.1%} before, {after['feasible_fraction']:.1%} after"
-        )
+    feasible = [facts[side]["feasible_fraction"] for side in ("before", "after")]
+    if min(feasible) < 1:
+        lines.append(f"feasible    {feasible[0]:.1%} before, {feasible[1]:.1%} after")
     if "unique_fraction" in after:
         lines.append(f"unique      {after['unique_fraction']:.1%} of {facts['designs']:,} designs")
     lines.append(f"calls       {cost['oracle_calls']:,} in {doing}, {cost['evaluation_calls']:,} more to evaluate")
@@ -68,7 +67,7 @@ def _steered(facts: Mapping[str, Any]) -> list[str]:
     if log_z is not None:
         pair = [_with_error(log_z[name], log_z[f"{name}_error"]) for name in ("sampler", "independent")]
         lines.append(f"log Z       {pair[0]} nats; independently {pair[1]}")
-    if effective < facts["designs"]:
+    if round(effective) < facts["designs"]:
         lines.append(f"weights     worth {effective:,.0f} equal ones of {facts['designs']:,}")
     return lines
 

@@ -28,7 +28,7 @@ import math
 
 import torch
 
-from difftilt.types import Float, Tensor
+from difftilt.types import Bool, Float, Tensor
 
 FEWEST = 8
 """Populations of several designs below which no error is given."""
@@ -83,11 +83,11 @@ def tilted_kl(
     return mean - log_z, _error(influence, torch.ones_like(share, dtype=torch.bool), population)
 
 
-def _error(influence: Float[Tensor, " N"], there: Tensor, population: int) -> float:
+def _error(influence: Float[Tensor, " N"], there: Bool[Tensor, " N"], population: int) -> float:
     """Equation (4); populations without any member that is there do not count."""
-    parts = zip(influence.split(population), there.split(population), strict=True)
-    totals = [part.sum().item() for part, known in parts if known.any()]
-    groups = len(totals)
+    of = torch.arange(len(influence), device=influence.device) // population
+    totals = influence.new_zeros(int(of[-1]) + 1).index_add(0, of, influence)
+    groups = len(of[there].unique())
     if groups < (2 if population == 1 else FEWEST):
         return math.nan
-    return math.sqrt(groups / (groups - 1) * sum(total**2 for total in totals))
+    return math.sqrt(groups / (groups - 1) * totals.square().sum().item())

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from difftilt.metrics.gap import AGREEMENT
+from difftilt.metrics.weighted import FEWEST
 
 from .facts import RunFacts
 from .rounding import Estimate, decimals, finite, fixed, given, share, significant
@@ -201,9 +202,14 @@ def weights_note(facts: RunFacts) -> str:
     worth, designs = facts.number("effective_designs"), facts.number("designs")
     if worth is None or designs is None or facts.get("log_z") is None:
         return "Designs count alike; infeasible ones, which have no reward, not at all."
+    errors = "with errors between independent populations"
+    if facts.number("after", "reward", "low") is None:
+        errors = (
+            f"without errors, which take {FEWEST} independent populations: draw more designs, or smaller populations"
+        )
     return (
-        "Means are weighted (log_weight in samples.csv), with errors between independent populations. What has no "
-        "weights, such as the logo and distinct designs, is taken of as many designs drawn again by weight."
+        f"Means are weighted (log_weight in samples.csv), {errors}. What has no weights, such as the logo and distinct "
+        "designs, is taken of as many designs drawn again by weight."
     )
 
 

@@ -182,7 +182,11 @@ def _steered_kl(
         return {"mean": kl, "error": error, "sense": ESTIMATE}
     if alpha is not None and independent is not None and independent.ess >= INDEPENDENT_ESS:
         mean, error = weighted_mean(after.reward / alpha, after.log_weight, population=after.population)
-        return {"mean": mean - independent.value, "error": math.hypot(error, independent.error), "sense": AT_LEAST}
+        return {
+            "mean": max(0.0, mean - independent.value),
+            "error": math.hypot(error, independent.error),
+            "sense": AT_LEAST,
+        }
     return {"mean": math.nan, "error": math.nan, "sense": UNKNOWN}
 
 

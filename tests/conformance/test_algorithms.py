@@ -40,12 +40,12 @@ WORLD = ["tokens"]
 """The kind of state that the test at hand is about; see :func:`world`."""
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adjoint_matching": [{}, {"epochs": 2, "minibatches": 3, "steps_per_path": 2}],
-    "ppo": [{}, {"kl": "closed_form"}, {"steps_per_path": 2, "epochs": 3, "minibatches": 5}],
+    "ppo": [{}, {"kl": "closed_form"}, {"baseline": "running", "steps_per_path": 2, "epochs": 3, "minibatches": 5}],
     "reward_backprop": [{}, {"truncation": 2}, {"random_truncation": True}],
     "path_consistency": [{}, {"span": 2, "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
     "detailed_balance": [{}],
     "subtrajectory_balance": [{}],
-    "reinforce": [{}, {"steps_per_path": 2}],
+    "reinforce": [{}, {"baseline": "value", "steps_per_path": 2}],
     "raft": [{"keep": 0.3}],
     "renoised_mle": [{}, {"steps_per_path": 2}],
     "value_weighted_mle": [{"value_paths": 64, "value_updates": 50}],

@@ -172,7 +172,8 @@ def test_the_closed_form_is_what_the_update_descends(problem: TiltedProblem) -> 
 def collected(problem: TiltedProblem, path: Trajectory) -> ScoredPaths:
     """Paths of the policy itself, scored."""
     value = torch.as_tensor(problem.reward(problem.pretrained.codec.decode(path.x_0)), dtype=torch.float64)
-    return ScoredPaths(path, Scores(value), path.log_prob.sum(0), torch.ones(path.batch, dtype=torch.bool))
+    own, condition = torch.ones(path.batch, dtype=torch.bool), torch.zeros(path.batch, dtype=torch.long)
+    return ScoredPaths(path, Scores(value), path.log_prob.sum(0), own, condition)
 
 
 @pytest.mark.parametrize("broken", [None, "sign flipped", "KL dropped"])

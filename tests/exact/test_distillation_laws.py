@@ -45,7 +45,9 @@ def tuned(problem: TiltedProblem, algorithm: object, updates: int, **state: obje
 def test_raft_learns_from_the_best_share_of_the_feasible_paths(problem: TiltedProblem) -> None:
     value = torch.tensor([3.0, 1.0, math.nan, 2.0, 5.0, math.nan, 4.0, 0.0]).double()
     path = rollout(problem.pretrained, 8, torch.Generator(), references=[problem.pretrained])
-    data = ScoredPaths(path, Scores(value), path.log_prob.sum(0), torch.ones(8, dtype=torch.bool))
+    data = ScoredPaths(
+        path, Scores(value), path.log_prob.sum(0), torch.ones(8, dtype=torch.bool), torch.zeros(8).long()
+    )
     state = RAFT().init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
     assert RAFT(keep=0.25).targets(state, data).tolist() == [0, 0, 0, 0, 4, 0, 4, 0]
     everyone = [8 / 6, 8 / 6, 0, 8 / 6, 8 / 6, 0, 8 / 6, 8 / 6]

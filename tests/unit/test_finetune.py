@@ -325,10 +325,10 @@ def test_the_budget_falls_due_over_the_first_half() -> None:
 
 def test_the_controller_raises_alpha_while_too_much_is_spent_or_spending_grows() -> None:
     assert adapt_alpha(3.0, 0.0, 0.0) == 3.0
-    assert adapt_alpha(3.0, 0.25, 0.25) == pytest.approx(3 * math.exp(0.0125))
-    assert adapt_alpha(3.0, -0.5, -0.5) == pytest.approx(3 * math.exp(-0.025))
-    assert adapt_alpha(3.0, 0.25, 0.0) == pytest.approx(3 * math.exp(0.1875))
-    assert adapt_alpha(3.0, 0.25, 0.75) == pytest.approx(3 * math.exp(-0.3375))
+    assert adapt_alpha(3.0, 0.25, 0.25) == pytest.approx(3 * math.exp(0.025))
+    assert adapt_alpha(3.0, -0.5, -0.5) == pytest.approx(3 * math.exp(-0.05))
+    assert adapt_alpha(3.0, 0.25, 0.0) == pytest.approx(3 * math.exp(0.15))
+    assert adapt_alpha(3.0, 0.25, 0.75) == pytest.approx(3 * math.exp(-0.225))
 
 
 BUDGETED = {

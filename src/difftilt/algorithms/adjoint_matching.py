@@ -33,8 +33,9 @@ import torch
 from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps
 from difftilt.algorithms.state import TunedState
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, Scores
+from difftilt.core.reward import DifferentiableReward, Reward, Scores, under
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.errors import UnsupportedError
 from difftilt.processes.gaussian import GaussianStep
@@ -119,13 +120,13 @@ class AdjointMatching(PathSettings):
     minibatches: int = 1
     """Optimiser steps per pass."""
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> TunedState:
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> TunedState:
         """Start tuning ``policy`` in place.
 
         Raises:
             UnsupportedError: steps are not Gaussian.
         """
-        state = super().init(policy, anchors)
+        state = super().init(policy, anchors, conditions)
         with torch.no_grad():
             some = policy.prior(1, torch.Generator(policy.device).manual_seed(0))
             _step(policy, some, policy.grid[0], policy.grid[1], None)
@@ -137,12 +138,14 @@ class AdjointMatching(PathSettings):
         Raises:
             UnsupportedError: the reward cannot be differentiated, or some design is infeasible.
         """
+        condition, cond = state.draw_conditions(self.batch, rng)
+        reward = under(reward, cond)
         if not isinstance(reward, DifferentiableReward):
             raise UnsupportedError(
                 "expected a reward with on_probabilities(p); got one that only scores finished designs; "
                 "use --algorithm ppo or trajectory_balance"
             )
-        path = rollout(state.policy, self.batch, rng, references=state.references)
+        path = rollout(state.policy, self.batch, rng, references=state.references, cond=cond)
         state.x_0 = path.x_0
         x_0 = path.x_0.detach().requires_grad_(True)
         value = reward.on_probabilities(x_0)
@@ -158,6 +161,7 @@ class AdjointMatching(PathSettings):
             Scores(value.detach().double()),
             path.log_prob.sum(0),
             own=torch.ones_like(value, dtype=torch.bool),
+            condition=condition,
             network_evaluations=path.steps * self.batch * (1 + 2 * len(state.anchors)),
             oracle_calls=self.batch,
             slope=slope,

@@ -14,7 +14,32 @@ from __future__ import annotations
 
 import torch
 
-from difftilt.types import Bool, Float, Tensor
+from difftilt.types import Bool, Float, Int, Tensor
+
+
+def grouped_advantage(
+    returns: Float[Tensor, " B"],
+    feasible: Bool[Tensor, " B"],
+    group: Int[Tensor, " B"],
+    *,
+    feasibility_weight: float,
+) -> Float[Tensor, " B"]:
+    """:func:`centred_advantage` within each group: paths are compared with those of the same condition only.
+
+    Args:
+        returns: path returns, reward units; ignored where infeasible.
+        feasible: which designs have a reward.
+        group: number of each path's group.
+        feasibility_weight: weight of ``log P(F)``, reward units per nat.
+
+    Returns:
+        Advantages, reward units; 0 in groups with fewer than two feasible designs.
+    """
+    advantage = torch.zeros_like(returns)
+    for label in group.unique():
+        rows = group == label
+        advantage[rows] = centred_advantage(returns[rows], feasible[rows], feasibility_weight=feasibility_weight)
+    return advantage
 
 
 def centred_advantage(

@@ -25,8 +25,9 @@ from difftilt.algorithms.replay import path_log_prob
 from difftilt.algorithms.reward_weighted_mle import weighted_mle_loss
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor, Sampler
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy, counting_passes
-from difftilt.core.reward import Reward, score
+from difftilt.core.reward import ConditionalReward, Reward, score
 from difftilt.core.trajectory import Trajectory, step_log_prob
 from difftilt.core.value import Value
 from difftilt.errors import UnsupportedError, nearest
@@ -68,14 +69,14 @@ class Distill(PathSettings):
         if self.teacher not in TEACHERS:
             raise nearest(self.teacher, TEACHERS, what="teacher")
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> DistillState:
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> DistillState:
         """Start tuning ``policy`` in place.
 
         Raises:
             UnsupportedError: several anchors: a sampler steers one policy.
         """
         check_settings(self)
-        state = DistillState(policy, anchors, learning_rate=self.learning_rate)
+        state = DistillState(policy, anchors, conditions, learning_rate=self.learning_rate)
         if len(anchors) > 1:
             raise UnsupportedError(
                 f"expected one anchor, the policy that is steered; got {len(anchors)}; use --algorithm ppo or "
@@ -89,13 +90,19 @@ class Distill(PathSettings):
 
     def collect(self, state: DistillState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
         """Weighted paths of the teacher, as the tuned policy sees them."""
+        if isinstance(reward, ConditionalReward):
+            raise UnsupportedError(
+                "expected a reward that samplers can ask of any design; got one that depends on the condition; use "
+                "--algorithm ppo or trajectory_balance"
+            )
+        condition, cond = state.draw_conditions(self.batch, rng)
         reference, oracle = state.references[0], as_oracle(reward)
         bought = oracle.calls
         with counting_passes(reference, state.policy) as passes:
-            drawn = state.teacher(reference, oracle, self.batch, rng, value=state.value, paths=True)
+            drawn = state.teacher(reference, oracle, self.batch, rng, cond=cond, value=state.value, paths=True)
             assert drawn.states is not None
             nobody = torch.zeros((1, reference.steps, self.batch), dtype=torch.float64, device=state.policy.device)
-            path = Trajectory(drawn.states, nobody[0], nobody, reference.grid)
+            path = Trajectory(drawn.states, nobody[0], nobody, reference.grid, cond)
             own, theirs = path_log_prob(state.policy, path), path_log_prob(reference, path)
         state.x_0 = drawn.x_0
         scores = score(oracle, state.policy.codec, drawn.x_0)
@@ -105,6 +112,7 @@ class Distill(PathSettings):
             scores,
             theirs.sum(0),
             own=torch.ones_like(scores.feasible),
+            condition=condition,
             network_evaluations=passes.rows,
             oracle_calls=oracle.calls - bought,
         )

@@ -31,8 +31,9 @@ import torch
 from difftilt.algorithms.advantages import centred_advantage
 from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
 from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
-from difftilt.algorithms.state import check_settings
+from difftilt.algorithms.state import check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import step_log_prob
 from difftilt.errors import ConfigError
@@ -125,9 +126,10 @@ class PathConsistency(OffPolicySettings):
 
     info = PathConsistencyInfo
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> PathConsistencyState:
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> PathConsistencyState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
+        refuse_conditions(conditions, "path consistency")
         return PathConsistencyState(
             policy,
             anchors,

@@ -23,8 +23,9 @@ import torch
 
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, Scores, score
+from difftilt.core.reward import Reward, Scores, score, under
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.types import Bool, Condition, Float, Int, Tensor
 
@@ -41,6 +42,8 @@ class ScoredPaths:
     """Of the whole path, under whoever generated it, nats."""
     own: Bool[Tensor, " B"]
     """Whether that was the tuned policy as it is."""
+    condition: Int[Tensor, " B"]
+    """Number of the condition that each was made for; 0 where there are none."""
     network_evaluations: int = 0
     """Denoiser passes that putting the batch together took."""
     oracle_calls: int = 0
@@ -68,12 +71,13 @@ def path_return(
 
 def collect(state: TunedState, reward: Reward, n: int, rng: torch.Generator, *, with_kl: bool = False) -> ScoredPaths:
     """``n`` paths of the tuned policy, scored once; their designs stay in ``state.x_0``."""
-    path = rollout(state.policy, n, rng, references=state.references, with_kl=with_kl)
+    condition, cond = state.draw_conditions(n, rng)
+    path = rollout(state.policy, n, rng, references=state.references, cond=cond, with_kl=with_kl)
     state.x_0 = path.x_0
     everyone = torch.ones(n, dtype=torch.bool, device=path.x_0.device)
-    scores = score(reward, state.policy.codec, path.x_0)
+    scores = score(under(reward, cond), state.policy.codec, path.x_0)
     evaluations = path.steps * n * (1 + len(state.anchors))
-    return ScoredPaths(path, scores, path.log_prob.sum(0), everyone, evaluations, n)
+    return ScoredPaths(path, scores, path.log_prob.sum(0), everyone, condition, evaluations, n)
 
 
 @dataclass(frozen=True)
@@ -158,10 +162,10 @@ class PathSettings(ABC):
     info: ClassVar[type[PathInfo]] = PathInfo
     """What :meth:`step` returns."""
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> TunedState:
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> TunedState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
-        return TunedState(policy, anchors, learning_rate=self.learning_rate)
+        return TunedState(policy, anchors, conditions, learning_rate=self.learning_rate)
 
     def step(self, state: Any, reward: Reward, rng: torch.Generator) -> Any:
         """One batch of paths, scored once, and what is learned from it."""
@@ -248,8 +252,14 @@ def select(data: ScoredPaths, rows: Tensor) -> ScoredPaths:
         reference_log_prob=path.reference_log_prob[:, :, rows],
         cond=cond,
     )
-    scores = Scores(data.scores.value[rows])
-    return replace(data, path=part, scores=scores, behaviour_log_prob=data.behaviour_log_prob[rows], own=data.own[rows])
+    return replace(
+        data,
+        path=part,
+        scores=Scores(data.scores.value[rows]),
+        behaviour_log_prob=data.behaviour_log_prob[rows],
+        own=data.own[rows],
+        condition=data.condition[rows],
+    )
 
 
 def merge(parts: list[ScoredPaths]) -> ScoredPaths:
@@ -273,6 +283,7 @@ def merge(parts: list[ScoredPaths]) -> ScoredPaths:
         scores,
         torch.cat([part.behaviour_log_prob for part in parts]),
         torch.cat([part.own for part in parts]),
+        torch.cat([part.condition for part in parts]),
         sum(part.network_evaluations for part in parts),
         sum(part.oracle_calls for part in parts),
     )

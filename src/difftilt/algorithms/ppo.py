@@ -1,8 +1,8 @@
 r"""Proximal policy optimisation of a diffusion chain.
 
-Each denoising step is an action; all steps of a path share the advantage :math:`A`, the centred return ``R`` of the
-path in nats (:mod:`difftilt.algorithms.advantages`). With the ratio :math:`\rho_k = p_\theta(x_s|x_t) /
-p_{old}(x_s|x_t)`, the denominator *stored at rollout*:
+Each denoising step is an action with an advantage :math:`A` in nats, by default the centred return of its path, alike
+for all its steps (:mod:`difftilt.algorithms.advantages`; others by name: :mod:`difftilt.algorithms.baselines`). With
+the ratio :math:`\rho_k = p_\theta(x_s|x_t) / p_{old}(x_s|x_t)`, the denominator *stored at rollout*:
 
 .. math::
 
@@ -20,8 +20,8 @@ is :math:`r - \sum_a w_a \sum_k KL_{a,k}` and the loss gains the direct gradient
 
 Either part alone is wrong (0.13 to 0.24 nats off on a small chain).
 
-Differs from the papers in: advantages are centred by the other paths' mean, never divided by a standard deviation
-(that would turn alpha into alpha * std); log-probabilities are sums, not means, over the event.
+Differs from the papers in: advantages are centred by the other paths' mean, and not divided by a standard deviation
+unless asked (that turns alpha into alpha * std); log-probabilities are sums, not means, over the event.
 
 References:
     Black et al. 2023 (DDPO-IS), https://arxiv.org/abs/2305.13301; Fan et al. 2023 (DPOK), https://arxiv.org/abs/2305.16381;
@@ -34,8 +34,8 @@ from dataclasses import dataclass
 
 import torch
 
-from difftilt.algorithms.advantages import centred_advantage
-from difftilt.algorithms.paths import PathInfo, PathSettings, ScoredPaths, Steps, collect, path_return
+from difftilt.algorithms.baselines import BaselineSettings
+from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps, collect
 from difftilt.algorithms.state import TunedState
 from difftilt.core.reward import Reward
 from difftilt.errors import nearest
@@ -82,7 +82,7 @@ def ppo_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(PathSettings):
+class PPO(BaselineSettings):
     """Settings of PPO; see the module for the method."""
 
     kl: str = "sampled"
@@ -97,6 +97,7 @@ class PPO(PathSettings):
     info = PPOInfo
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kl not in KL:
             raise nearest(self.kl, KL, what="kl")
 
@@ -108,19 +109,11 @@ class PPO(PathSettings):
         """One rollout."""
         return collect(state, reward, self.batch, rng, with_kl=self.kl == "closed_form")
 
-    def targets(self, state: TunedState, data: ScoredPaths) -> Float[Tensor, " B"]:
-        """Advantages, nats. No gradient flows."""
-        path, alpha = data.path, state.alpha
-        spent = path.log_ratio if path.kl is None else path.kl
-        returns = path_return(data.scores.value, spent, state.weights)
-        weight = self.weigh_feasibility(alpha)
-        return centred_advantage(returns, data.scores.feasible, feasibility_weight=weight) / alpha
-
     def loss(
         self,
         state: TunedState,
         data: ScoredPaths,
-        targets: Float[Tensor, " B"],
+        targets: Float[Tensor, "K B"],
         steps: Steps,
         rows: Int[Tensor, " P"],
         rng: torch.Generator,
@@ -129,7 +122,7 @@ class PPO(PathSettings):
         law = state.policy.step(steps.x_t, steps.t, steps.s, steps.cond)
         log_prob = law.log_prob(steps.x_s).double()
         settings = {"clip": self.clip, "scale": steps.scale, "paths": len(rows)}
-        loss = ppo_loss(log_prob, steps.log_prob, targets[steps.path], **settings)
+        loss = ppo_loss(log_prob, steps.log_prob, targets[steps.k, steps.path], **settings)
         if self.kl == "closed_form":
             with torch.no_grad():
                 others = [other.step(steps.x_t, steps.t, steps.s, steps.cond) for other in state.references]

@@ -3,8 +3,9 @@ r"""REINFORCE on the denoising chain: the score-function gradient of the objecti
 .. math:: \nabla J / \alpha = E\Big[ A \sum_k \nabla \log p_\theta(x_s \mid x_t) \Big],
     \quad L(\theta) = - \frac1B \sum_b A_b \sum_k \log p_\theta(x_s^b \mid x_t^b)                            \qquad (1)
 
-with the advantage ``A`` of :mod:`difftilt.algorithms.advantages`: the path's whole return, the sampled KL inside,
-centred by the other paths. Its noise vanishes at the optimum, where every path has the same return.
+with the advantage ``A`` of :mod:`difftilt.algorithms.advantages` by default: the path's whole return, the sampled KL
+inside, centred by the other paths (others by name: :mod:`difftilt.algorithms.baselines`). Its noise vanishes at the
+optimum, where every path has the same return.
 
 Differs from the paper in: DDPO-SF has neither baseline nor KL.
 
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from difftilt.algorithms.advantages import centred_advantage
-from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps
+from difftilt.algorithms.baselines import BaselineSettings
+from difftilt.algorithms.paths import ScoredPaths, Steps
 from difftilt.algorithms.state import TunedState
 from difftilt.core.trajectory import step_log_prob
 from difftilt.types import Float, Int, Tensor
@@ -44,24 +45,18 @@ def reinforce_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinforce(PathSettings):
+class Reinforce(BaselineSettings):
     """Settings of REINFORCE; see the module for the method."""
-
-    def targets(self, state: TunedState, data: ScoredPaths) -> Float[Tensor, " B"]:
-        """Advantages, nats. No gradient flows."""
-        weight = self.weigh_feasibility(state.alpha)
-        returns = data.returns(state.weights)
-        return centred_advantage(returns, data.scores.feasible, feasibility_weight=weight) / state.alpha
 
     def loss(
         self,
         state: TunedState,
         data: ScoredPaths,
-        targets: Float[Tensor, " B"],
+        targets: Float[Tensor, "K B"],
         steps: Steps,
         rows: Int[Tensor, " P"],
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
         log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
-        return reinforce_loss(log_prob, targets[steps.path], scale=steps.scale, paths=len(rows)), {}
+        return reinforce_loss(log_prob, targets[steps.k, steps.path], scale=steps.scale, paths=len(rows)), {}

@@ -16,8 +16,9 @@ import torch
 from difftilt.algorithms.paths import PathSettings, ScoredPaths, collect, merge, select
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, Scores, score
+from difftilt.core.reward import Reward, Scores, score, under
 from difftilt.core.trajectory import Trajectory, rollout, step_log_prob
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Tensor
@@ -30,12 +31,13 @@ class OffPolicyState(TunedState):
         self,
         policy: Policy,
         anchors: list[Anchor],
+        conditions: Conditions | None = None,
         *,
         learning_rate: float,
         capacity: int,
         extra: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(policy, anchors, learning_rate=learning_rate, extra=extra)
+        super().__init__(policy, anchors, conditions, learning_rate=learning_rate, extra=extra)
         self.capacity = capacity
         self.kept: ScoredPaths | None = None
 
@@ -64,6 +66,7 @@ class OffPolicyState(TunedState):
             "reference_log_prob": path.reference_log_prob,
             "reward": self.kept.scores.value,
             "behaviour_log_prob": self.kept.behaviour_log_prob,
+            "condition": self.kept.condition,
         }
         return {**super().state_dict(), "kept": kept | {f"cond.{k}": v for k, v in (path.cond or {}).items()}}
 
@@ -75,7 +78,8 @@ class OffPolicyState(TunedState):
             cond = {k.removeprefix("cond."): v for k, v in kept.items() if k.startswith("cond.")} or None
             path = Trajectory(kept["states"], kept["log_prob"], kept["reference_log_prob"], self.policy.grid, cond=cond)
             own = torch.zeros_like(kept["reward"], dtype=torch.bool)
-            self.kept = ScoredPaths(path, Scores(kept["reward"]), kept["behaviour_log_prob"], own)
+            scores, behaviour = Scores(kept["reward"]), kept["behaviour_log_prob"]
+            self.kept = ScoredPaths(path, scores, behaviour, own, kept["condition"])
 
 
 @torch.no_grad()
@@ -87,12 +91,13 @@ def path_log_prob(policy: Policy, path: Trajectory) -> Float[Tensor, "K B"]:
 
 def collect_from(behaviour: Policy, state: TunedState, reward: Reward, n: int, rng: torch.Generator) -> ScoredPaths:
     """``n`` paths of any policy on the same chain, scored once: data for :meth:`OffPolicyState.remember`."""
-    drawn = rollout(behaviour, n, rng, references=[state.policy, *state.references])
+    condition, cond = state.draw_conditions(n, rng)
+    drawn = rollout(behaviour, n, rng, references=[state.policy, *state.references], cond=cond)
     path = replace(drawn, log_prob=drawn.reference_log_prob[0], reference_log_prob=drawn.reference_log_prob[1:])
     nobody = torch.zeros(n, dtype=torch.bool, device=path.x_0.device)
-    scores = score(reward, state.policy.codec, path.x_0)
+    scores = score(under(reward, cond), state.policy.codec, path.x_0)
     evaluations = path.steps * n * (2 + len(state.anchors))
-    return ScoredPaths(path, scores, drawn.log_prob.sum(0), nobody, evaluations, n)
+    return ScoredPaths(path, scores, drawn.log_prob.sum(0), nobody, condition, evaluations, n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +117,10 @@ class OffPolicySettings(PathSettings):
             if not 0 <= share < 1:
                 raise ConfigError(f"expected {name} of 0 to below 1; got {share}; lower it")
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> OffPolicyState:
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> OffPolicyState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
-        return OffPolicyState(policy, anchors, learning_rate=self.learning_rate, capacity=self.replay_paths)
+        return OffPolicyState(policy, anchors, conditions, learning_rate=self.learning_rate, capacity=self.replay_paths)
 
     def collect(self, state: OffPolicyState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
         """The paths of one update: own, explored, and old ones; the fresh ones are kept."""

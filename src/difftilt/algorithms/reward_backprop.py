@@ -29,11 +29,12 @@ from torch.utils.checkpoint import checkpoint
 
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward
+from difftilt.core.reward import DifferentiableReward, Reward, under
 from difftilt.core.schedule import anneal
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.types import Float, Int, Tensor
+from difftilt.types import Condition, Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ class RewardBackprop:
                 f"expected truncation >= 1, and not together with random_truncation; got {self.truncation}; choose one"
             )
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> TunedState:
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> TunedState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
-        return TunedState(policy, anchors, learning_rate=self.learning_rate)
+        return TunedState(policy, anchors, conditions, learning_rate=self.learning_rate)
 
     def step(self, state: TunedState, reward: Reward, rng: torch.Generator) -> RewardBackpropInfo:
         """One differentiable rollout and one optimiser step.
@@ -112,6 +113,8 @@ class RewardBackprop:
             UnsupportedError: the reward cannot be differentiated, or some design is infeasible: a pathwise gradient
                 does not see how the feasible set is entered or left.
         """
+        _, cond = state.draw_conditions(self.batch, rng)
+        reward = under(reward, cond)
         if not isinstance(reward, DifferentiableReward):
             raise UnsupportedError(
                 "expected a reward with on_probabilities(p); got one that only scores finished designs; "
@@ -120,7 +123,7 @@ class RewardBackprop:
         policy = state.policy
         tau = anneal(self.tau, self.tau_end, state.updates / max(1, self.tau_updates))
         cut = self._cuts(policy.steps, rng, policy.device)
-        x_0, kl = differentiable_rollout(policy, self.batch, rng, state.references, tau=tau, cut=cut)
+        x_0, kl = differentiable_rollout(policy, self.batch, rng, state.references, tau=tau, cut=cut, cond=cond)
         tokens = x_0.ndim > 1 + len(policy.event_shape)
         state.x_0 = x_0.detach().argmax(-1) if tokens else x_0.detach()
         value = reward.on_probabilities(x_0[..., :-1] if tokens else x_0).to(kl)
@@ -158,6 +161,7 @@ def differentiable_rollout(
     *,
     tau: float,
     cut: Int[Tensor, " B"],
+    cond: Condition | None = None,
 ) -> tuple[Tensor, Float[Tensor, "A B"]]:
     """Run ``n`` chains with a graph from step ``cut`` of each on.
 
@@ -174,8 +178,8 @@ def differentiable_rollout(
         noise = torch.Generator(x.device)
         noise.manual_seed(seeds[k])  # the recomputation in the backward pass must see the same noise
         t, s = policy.grid[k], policy.grid[k + 1]
-        law = policy.step(x, t, s)
-        kl = torch.stack([law.kl(other.step(x, t, s)) for other in references]).double()
+        law = policy.step(x, t, s, cond)
+        kl = torch.stack([law.kl(other.step(x, t, s, cond)) for other in references]).double()
         return (law.relax(noise, tau=tau) if law.discrete else law.rsample(noise)), kl
 
     for k in range(policy.steps):

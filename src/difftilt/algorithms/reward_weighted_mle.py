@@ -34,6 +34,7 @@ from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
 from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
 from difftilt.algorithms.state import check_settings
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.trajectory import step_log_prob
@@ -52,30 +53,42 @@ class RewardWeightedMLEInfo(PathInfo):
 
 
 class RewardWeightedMLEState(OffPolicyState):
-    """:class:`OffPolicyState` with the running normaliser."""
+    """:class:`OffPolicyState` with the running normaliser of each condition, ``log_z``, nats."""
 
-    def __init__(self, policy: Policy, anchors: list[Anchor], *, learning_rate: float, capacity: int) -> None:
-        super().__init__(policy, anchors, learning_rate=learning_rate, capacity=capacity)
-        self.log_z = -math.inf
+    def __init__(
+        self,
+        policy: Policy,
+        anchors: list[Anchor],
+        conditions: Conditions | None = None,
+        *,
+        learning_rate: float,
+        capacity: int,
+    ) -> None:
+        super().__init__(policy, anchors, conditions, learning_rate=learning_rate, capacity=capacity)
+        count = 1 if conditions is None else len(conditions)
+        self.log_z = torch.full((count,), -torch.inf, dtype=torch.float64, device=policy.device)
+        self.seen = torch.zeros(count, dtype=torch.float64, device=policy.device)
 
-    def normalise(self, log_weight: Float[Tensor, " B"], memory: float) -> float:
-        """Log of the running mean weight, nats, after one more batch; the first batches count alike."""
-        batch = log_mean_exp(log_weight).item()
-        if math.isinf(batch):
-            return self.log_z
-        share = max(1 - memory, 1 / (self.updates + 1)) if math.isfinite(self.log_z) else 1.0
-        old = self.log_z + math.log1p(-share) if share < 1 else -math.inf
-        self.log_z = torch.logaddexp(log_weight.new_tensor(old), log_weight.new_tensor(batch + math.log(share))).item()
-        return self.log_z
+    def normalise(
+        self, log_weight: Float[Tensor, " B"], condition: Int[Tensor, " B"], memory: float
+    ) -> Float[Tensor, " B"]:
+        """Log running mean weight of each path's condition, nats, after one more batch; the first ones count alike."""
+        for label in condition.unique():
+            batch = log_mean_exp(log_weight[condition == label])
+            self.seen[label] += 1
+            share = torch.clamp(1 / self.seen[label], min=1 - memory)
+            self.log_z[label] = torch.logaddexp(self.log_z[label] + torch.log1p(-share), batch + share.log())
+        return self.log_z[condition]
 
     def state_dict(self) -> dict[str, Any]:
         """As the base, and the normaliser."""
-        return {**super().state_dict(), "log_z": self.log_z}
+        return {**super().state_dict(), "log_z": self.log_z, "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.log_z = state["log_z"]
+        self.log_z.copy_(state["log_z"])
+        self.seen.copy_(state["seen"])
 
 
 def weighted_mle_loss(
@@ -111,16 +124,20 @@ class WeightedMLE(OffPolicySettings):
         if not 0 <= self.running < 1:
             raise ConfigError(f"expected running of 0 to below 1; got {self.running}; lower it")
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> RewardWeightedMLEState:
+    def init(
+        self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None
+    ) -> RewardWeightedMLEState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
-        return RewardWeightedMLEState(policy, anchors, learning_rate=self.learning_rate, capacity=self.replay_paths)
+        return RewardWeightedMLEState(
+            policy, anchors, conditions, learning_rate=self.learning_rate, capacity=self.replay_paths
+        )
 
     def targets(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
         """Normalised weights :math:`w / Z`, no unit; all 0 as long as no design was feasible. No gradient flows."""
         log_weight = self.log_weight(state, data)
-        log_z = state.normalise(log_weight, self.running)
-        return (log_weight - log_z).exp() if math.isfinite(log_z) else torch.zeros_like(log_weight)
+        log_z = state.normalise(log_weight, data.condition, self.running)
+        return (log_weight - log_z).exp().where(log_z.isfinite(), 0.0)
 
     def log_weight(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
         """Log path weights, nats."""
@@ -131,7 +148,8 @@ class WeightedMLE(OffPolicySettings):
     def watched(self, state: RewardWeightedMLEState, data: ScoredPaths) -> dict[str, Tensor]:
         """The normaliser and how even the weights are."""
         ess = effective_sample_size(self.log_weight(state, data)) / data.path.batch
-        return {"log_z": ess.new_tensor(state.log_z if math.isfinite(state.log_z) else 0.0), "ess_fraction": ess}
+        known = state.log_z[state.log_z.isfinite()]
+        return {"log_z": known.mean() if len(known) else torch.zeros_like(ess), "ess_fraction": ess}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +162,9 @@ class RewardWeightedMLE(WeightedMLE):
     def targets(self, state: RewardWeightedMLEState, data: ScoredPaths) -> Float[Tensor, " B"]:
         """Coefficients :math:`w / Z - c`, no unit. No gradient flows."""
         weight = super().targets(state, data)
-        centred = self.control_variate and self.path_correction and math.isfinite(state.log_z)
-        return weight - data.own.double() if centred else weight
+        if not (self.control_variate and self.path_correction):
+            return weight
+        return weight - (data.own & state.log_z[data.condition].isfinite()).double()
 
     def loss(
         self,

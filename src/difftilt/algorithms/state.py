@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, StateError, UnsupportedError
-from difftilt.types import Float, Tensor
+from difftilt.types import Condition, Float, Int, Tensor
 
 SHARES = ("replay", "exploration", "running")
 """Settings that may be 0; their own class checks that they stay below 1."""
@@ -36,12 +37,26 @@ def check_settings(settings: Any) -> None:
         )
 
 
+def refuse_conditions(conditions: Conditions | None, what: str) -> None:
+    """For methods whose value network does not see conditions.
+
+    Raises:
+        UnsupportedError: there are several.
+    """
+    if conditions is not None and len(conditions) > 1:
+        raise UnsupportedError(
+            f"expected one condition for {what}, whose value network sees none; got {len(conditions)}; use "
+            "trajectory_balance, ppo or reward_weighted_mle"
+        )
+
+
 class TunedState:
     """A policy under training; the optimiser lives as long as the state does.
 
     Args:
         policy: tuned in place; put in eval mode, because train-time randomness would make ratios meaningless.
         anchors: reference policies and their weights; at least one, all weights positive.
+        conditions: what designs are made for; ``None`` where the model has no conditions.
         learning_rate: of Adam.
         extra: further parameters to train, each with its own learning rate.
 
@@ -54,6 +69,7 @@ class TunedState:
         self,
         policy: Policy,
         anchors: list[Anchor],
+        conditions: Conditions | None = None,
         *,
         learning_rate: float,
         extra: list[dict[str, Any]] | None = None,
@@ -70,6 +86,7 @@ class TunedState:
                 "without; give the process sigma_min > 0"
             )
         self.policy, self.anchors, self.updates = policy.eval(), list(anchors), 0
+        self.conditions = conditions
         self.x_0: Tensor | None = None
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters:
@@ -77,6 +94,13 @@ class TunedState:
         groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": learning_rate}, *(extra or [])]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
+
+    def draw_conditions(self, n: int, rng: torch.Generator) -> tuple[Int[Tensor, " n"], Condition | None]:
+        """Conditions of ``n`` designs by number, and their rows; number 0 and ``None`` where there are none."""
+        if self.conditions is None:
+            return torch.zeros(n, dtype=torch.long, device=self.policy.device), None
+        index = self.conditions.draw(n, rng)
+        return index, self.conditions.rows(index)
 
     def descend(self, loss: Float[Tensor, ""], max_gradient_norm: float) -> Float[Tensor, ""]:
         """One optimiser step down ``loss``; returns the gradient's norm before it is cut to ``max_gradient_norm``.

@@ -33,6 +33,7 @@ from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
 from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
 from difftilt.algorithms.state import check_settings
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import step_log_prob
 from difftilt.errors import nearest
@@ -50,20 +51,23 @@ class TrajectoryBalanceInfo(PathInfo):
 
 
 class TrajectoryBalanceState(OffPolicyState):
-    """:class:`OffPolicyState` with the log Z parameter (float64, nats)."""
+    """:class:`OffPolicyState` with the log Z of each condition, parameters (float64, nats)."""
 
     def __init__(
         self,
         policy: Policy,
         anchors: list[Anchor],
+        conditions: Conditions | None = None,
         *,
         learning_rate: float,
         log_z_learning_rate: float,
         capacity: int,
     ) -> None:
-        self.log_z = nn.Parameter(torch.zeros((), dtype=torch.float64, device=policy.device))
+        self.log_z = nn.Parameter(
+            torch.zeros(1 if conditions is None else len(conditions), dtype=torch.float64, device=policy.device)
+        )
         extra = [{"params": [self.log_z], "lr": log_z_learning_rate}]
-        super().__init__(policy, anchors, learning_rate=learning_rate, capacity=capacity, extra=extra)
+        super().__init__(policy, anchors, conditions, learning_rate=learning_rate, capacity=capacity, extra=extra)
 
     def state_dict(self) -> dict[str, Any]:
         """As the base, and log Z."""
@@ -76,14 +80,14 @@ class TrajectoryBalanceState(OffPolicyState):
 
 
 def trajectory_balance_loss(
-    log_ratio: Float[Tensor, " B"], reward: Float[Tensor, " B"], log_z: Float[Tensor, ""], *, alpha: float
+    log_ratio: Float[Tensor, " B"], reward: Float[Tensor, " B"], log_z: Float[Tensor, "..."], *, alpha: float
 ) -> Float[Tensor, ""]:
     r"""Equation (1).
 
     Args:
         log_ratio: :math:`L_b`, the weighted path log-ratio, nats. Gradient flows.
         reward: :math:`r(x_0)`, reward units. Never differentiated.
-        log_z: nats. Gradient flows.
+        log_z: nats, one for all or that of each path's condition. Gradient flows.
         alpha: KL temperature, reward units per nat; positive.
 
     Returns:
@@ -112,12 +116,15 @@ class TrajectoryBalance(OffPolicySettings):
         if self.log_z not in LOG_Z:
             raise nearest(self.log_z, LOG_Z, what="log_z")
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> TrajectoryBalanceState:
+    def init(
+        self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None
+    ) -> TrajectoryBalanceState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
         return TrajectoryBalanceState(
             policy,
             anchors,
+            conditions,
             learning_rate=self.learning_rate,
             log_z_learning_rate=self.log_z_learning_rate,
             capacity=self.replay_paths,
@@ -148,13 +155,21 @@ class TrajectoryBalance(OffPolicySettings):
         change = log_prob - (steps.log_prob if steps.scale == 1 else log_prob.detach())
         change = steps.scale * change.view(-1, len(rows)).sum(0)
         feasible, log_ratio, value = data.scores.feasible[rows], targets[rows] + change, data.scores.value[rows]
-        loss, log_z = change.sum() * 0, state.log_z
+        condition = data.condition[rows][feasible]
+        loss, log_z = change.sum() * 0, state.log_z[condition]
         if feasible.any():
             if self.log_z == "batch":
-                log_z = (value / alpha - log_ratio)[feasible].mean()
+                log_z = mean_by((value / alpha - log_ratio)[feasible], condition)
             loss = trajectory_balance_loss(log_ratio[feasible], value[feasible], log_z, alpha=alpha)
         if not feasible.all():
             weight = self.weigh_feasibility(alpha) / alpha
             push = centred_advantage(torch.zeros_like(value), feasible, feasibility_weight=weight)
             loss = loss - 2 * (push * change).mean()
-        return loss, {"log_z": log_z.detach()}
+        return loss, {"log_z": log_z.detach().mean() if feasible.any() else state.log_z.detach().mean()}
+
+
+def mean_by(values: Float[Tensor, " B"], label: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """In each place the mean of the values with its label. Gradient flows."""
+    count = int(label.max()) + 1
+    total = values.new_zeros(count).index_add(0, label, values)
+    return (total / torch.bincount(label, minlength=count).clamp(min=1))[label]

@@ -31,8 +31,9 @@ import torch
 
 from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps, collect
 from difftilt.algorithms.reward_weighted_mle import weighted_mle_loss
-from difftilt.algorithms.state import TunedState, check_settings
+from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
@@ -91,14 +92,17 @@ class ValueWeightedMLE(PathSettings):
     value_updates: int = 2000
     """Optimiser steps of that fit."""
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> ValueWeightedMLEState:
+    def init(
+        self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None
+    ) -> ValueWeightedMLEState:
         """Start tuning ``policy`` in place.
 
         Raises:
             UnsupportedError: several anchors, whose common kernel has no closed form.
         """
         check_settings(self)
-        state = ValueWeightedMLEState(policy, anchors, learning_rate=self.learning_rate)
+        refuse_conditions(conditions, "value-weighted likelihood")
+        state = ValueWeightedMLEState(policy, anchors, conditions, learning_rate=self.learning_rate)
         if len(anchors) > 1:
             raise UnsupportedError(
                 f"expected one anchor, whose steps are weighted; got {len(anchors)}; use --algorithm ppo or "

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
@@ -56,8 +57,8 @@ class Algorithm(Protocol):
         """KL temperature, reward units per nat; used where no anchors are given."""
         ...
 
-    def init(self, policy: Policy, anchors: list[Anchor]) -> State:
-        """Start tuning ``policy`` (in place) towards the tilted law of ``anchors``."""
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> State:
+        """Start tuning ``policy`` (in place) towards the tilted law of ``anchors``, under each of ``conditions``."""
         ...
 
     def step(self, state: State, reward: Reward, rng: torch.Generator) -> Any:

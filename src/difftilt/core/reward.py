@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from difftilt.core.codec import Codec
-from difftilt.types import Bool, Float, Tensor
+from difftilt.types import Bool, Condition, Float, Tensor
 
 
 @runtime_checkable
@@ -33,6 +33,20 @@ class DifferentiableReward(Reward, Protocol):
     def on_probabilities(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
         """Reward of relaxed designs. Gradient flows to ``p``; the reward's own parameters stay frozen."""
         ...
+
+
+@runtime_checkable
+class ConditionalReward(Protocol):
+    """A reward that depends on what a design was made for: a prompt, a label, a target."""
+
+    def under(self, cond: Condition) -> Reward:
+        """The reward of designs made for these conditions, one row for each design of the next batch."""
+        ...
+
+
+def under(reward: Reward, cond: Condition | None) -> Reward:
+    """``reward`` for these conditions; itself where it depends on none."""
+    return reward.under(cond) if cond is not None and isinstance(reward, ConditionalReward) else reward
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def overspent(kl: float, budget: float, progress: float) -> float:
 
 
 def adapt_alpha(alpha: float, error: float, before: float) -> float:
-    r"""One step of the KL controller, :math:`\log \alpha \leftarrow \log \alpha + 0.05\, e_k + 0.7\, (e_k - e_{k-1})`.
+    r"""One step of the KL controller, :math:`\log \alpha \leftarrow \log \alpha + 0.1\, e_k + 0.5\, (e_k - e_{k-1})`.
 
     Alpha grows while too much is spent, and while spending grows. The policy follows alpha with a delay: without the
     second term alpha would swing, or run away.
@@ -106,7 +106,7 @@ def adapt_alpha(alpha: float, error: float, before: float) -> float:
         error: :math:`e_k`, see :func:`overspent`.
         before: :math:`e_{k-1}`.
     """
-    return alpha * math.exp(0.05 * error + 0.7 * (error - before))
+    return alpha * math.exp(0.1 * error + 0.5 * (error - before))
 
 
 def finetune(

@@ -1,0 +1,167 @@
+r"""Baselines and scales of score-function methods, by name.
+
+With the return ``R`` of a path (:mod:`difftilt.algorithms.paths`), its return to go from step ``k`` on
+:math:`R_k = R + \sum_a w_a \sum_{j<k} l_{a,j}`, and ``c`` its condition, the advantage of step ``k`` is
+
+==========  ===================================================================================================
+``batch``   ``R`` minus the mean of the other paths of the batch
+``group``   ``R`` minus the mean of the other paths made for the same condition (GRPO without its scale)
+``running`` ``R`` minus a running mean over earlier updates of its condition (DDPO's tracker); at first ``batch``
+``value``   :math:`R_k - V_\phi(x_t)`, a network fitted to returns to go by squared error
+==========  ===================================================================================================
+
+Each is independent of the step's own draw, so the gradient stays unbiased. ``scale`` divides by a standard deviation,
+of the batch or of the group. That makes alpha a multiple of it: the law tuned toward changes from update to update, and
+near the optimum, where returns are constant, noise is amplified. It is there for rewards without a unit; on exact
+problems it is off. Groups whose returns are all alike (a spread below 1e-8) are given no scale and advantage 0.
+
+References:
+    Black et al. 2023 (per-prompt tracker), https://arxiv.org/abs/2305.13301; Shao et al. 2024 (GRPO),
+    https://arxiv.org/abs/2402.03300.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from difftilt.algorithms.advantages import centred_advantage, grouped_advantage
+from difftilt.algorithms.paths import PathSettings, ScoredPaths, path_return
+from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions
+from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
+from difftilt.core.policy import Policy
+from difftilt.errors import nearest
+from difftilt.rng import seeded_initialisation
+from difftilt.types import Float, Tensor
+from difftilt.values.network import ValueNetwork
+
+BASELINES = ("batch", "group", "running", "value")
+SCALES = ("none", "batch", "group")
+MEMORY = 0.9
+"""Of the running mean, per update that saw the condition."""
+
+
+class BaselineState(TunedState):
+    """:class:`TunedState` with the running means and, for ``value``, the network (nats)."""
+
+    def __init__(
+        self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None, *, learning_rate: float, value: bool
+    ) -> None:
+        super().__init__(policy, anchors, conditions, learning_rate=learning_rate)
+        self.value = None
+        if value:
+            with seeded_initialisation(0):
+                self.value = ValueNetwork(policy).to(policy.device)
+            self.value_optimiser = torch.optim.Adam(self.value.parameters(), lr=1e-2)
+        count = 1 if conditions is None else len(conditions)
+        self.mean = torch.full((count,), torch.nan, dtype=torch.float64, device=policy.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base, and the baselines."""
+        own: dict[str, Any] = {"mean": self.mean}
+        if self.value is not None:
+            own |= {"value": self.value.state_dict(), "value_optimiser": self.value_optimiser.state_dict()}
+        return {**super().state_dict(), "baseline": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.mean.copy_(state["baseline"]["mean"])
+        if self.value is not None:
+            self.value.load_state_dict(state["baseline"]["value"])
+            self.value_optimiser.load_state_dict(state["baseline"]["value_optimiser"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineSettings(PathSettings):
+    """Settings of score-function methods."""
+
+    baseline: str = "batch"
+    """``"batch"``, ``"group"``, ``"running"`` or ``"value"``; see :mod:`difftilt.algorithms.baselines`."""
+    scale: str = "none"
+    """``"none"``, ``"batch"`` or ``"group"``: whose standard deviation divides the advantages."""
+
+    def __post_init__(self) -> None:
+        if self.baseline not in BASELINES:
+            raise nearest(self.baseline, BASELINES, what="baseline")
+        if self.scale not in SCALES:
+            raise nearest(self.scale, SCALES, what="scale")
+
+    def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> BaselineState:
+        """Start tuning ``policy`` in place."""
+        check_settings(self)
+        value = self.baseline == "value"
+        if value:
+            refuse_conditions(conditions, "the value baseline")
+        return BaselineState(policy, anchors, conditions, learning_rate=self.learning_rate, value=value)
+
+    def targets(self, state: BaselineState, data: ScoredPaths) -> Float[Tensor, "K B"]:
+        """Advantages of every step, nats. No gradient flows."""
+        path, feasible = data.path, data.scores.feasible
+        spent = path.log_ratio if path.kl is None else path.kl
+        returns = path_return(data.scores.value, spent, state.weights)
+        weight = self.weigh_feasibility(state.alpha)
+        if self.baseline == "group":
+            advantage = grouped_advantage(returns, feasible, data.condition, feasibility_weight=weight)
+        else:
+            advantage = centred_advantage(returns, feasible, feasibility_weight=weight)
+        advantage = advantage.expand(path.steps, -1)
+        if self.baseline == "running":
+            advantage = self._moved(advantage, self._running(state, data, returns), returns, feasible)
+        elif self.baseline == "value":
+            paid = (state.weights[:, None, None] * spent).sum(0)
+            paid = paid.cumsum(0) - paid  # before each step
+            fitted = state.alpha * self._fit(state, data, (returns + paid) / state.alpha)
+            advantage = self._moved(advantage, fitted - paid, returns, feasible)
+        return self._scaled(advantage, data) / state.alpha
+
+    def _moved(
+        self, advantage: Float[Tensor, "K B"], baseline: Tensor, returns: Float[Tensor, " B"], feasible: Tensor
+    ) -> Float[Tensor, "K B"]:
+        """Another baseline than the batch's, where there is one (not NaN) and designs are feasible."""
+        n, batch = int(feasible.sum()), len(returns)
+        if n < 2:
+            return advantage
+        mean = returns[feasible].mean()
+        old, new = (returns - mean) * n / (n - 1), returns - baseline
+        return torch.where(feasible & ~baseline.isnan(), advantage + (new - old) * batch / n, advantage)
+
+    def _running(self, state: BaselineState, data: ScoredPaths, returns: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The mean of earlier updates, by condition; NaN where there was none; then it moves on."""
+        before = state.mean[data.condition]
+        for label in data.condition[data.scores.feasible].unique():
+            now = returns[(data.condition == label) & data.scores.feasible].mean()
+            old = state.mean[label]
+            state.mean[label] = now if old.isnan() else MEMORY * old + (1 - MEMORY) * now
+        return before
+
+    def _fit(self, state: BaselineState, data: ScoredPaths, to_go: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+        """Predictions made before the network has seen this batch, nats; then it is fitted to it."""
+        assert state.value is not None
+        path, feasible = data.path, data.scores.feasible.repeat(data.path.steps)
+        x_t, t = path.states[:-1].flatten(0, 1), path.times[:-1].repeat_interleave(path.batch)
+        with torch.no_grad():
+            before = state.value(x_t, t).double()
+        if feasible.any():
+            for _ in range(4):
+                loss = F.mse_loss(state.value(x_t, t)[feasible].double(), to_go.flatten()[feasible])
+                state.value_optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                state.value_optimiser.step()
+        return before.view(path.steps, path.batch)
+
+    def _scaled(self, advantage: Float[Tensor, "K B"], data: ScoredPaths) -> Float[Tensor, "K B"]:
+        if self.scale == "none":
+            return advantage
+        group = data.condition if self.scale == "group" else torch.zeros_like(data.condition)
+        scaled = torch.zeros_like(advantage)
+        for label in group.unique():
+            rows = group == label
+            std = advantage[:, rows & data.scores.feasible].std()
+            if std > 1e-8:
+                scaled[:, rows] = advantage[:, rows] / std
+        return scaled

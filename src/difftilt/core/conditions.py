@@ -1,0 +1,47 @@
+"""What a conditional model is tuned for: a table of conditions, and how an update draws from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.errors import ConfigError
+from difftilt.types import Condition, Int, Tensor
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A table of conditions (prompts, labels, targets)."""
+
+    table: Condition
+    """Named tensors with one row for each of the ``M`` conditions."""
+    group: int = 1
+    """Designs made for one condition in an update; baselines that compare a group's designs need 2 or more."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(value) for name, value in self.table.items()}
+        if not sizes or len(set(sizes.values())) != 1 or not all(sizes.values()) or self.group < 1:
+            raise ConfigError(
+                f"expected named tensors of equally many conditions, and a group of 1 or more; got {sizes} and "
+                f"{self.group}; correct them"
+            )
+
+    def __len__(self) -> int:
+        """Number of conditions ``M``."""
+        return len(next(iter(self.table.values())))
+
+    def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, " n"]:
+        """Numbers of ``n`` conditions: groups of equal ones, each condition as often as chance has it.
+
+        Raises:
+            ConfigError: ``n`` is not a multiple of the group.
+        """
+        if n % self.group:
+            raise ConfigError(f"expected a batch that is a multiple of the group {self.group}; got {n}; change one")
+        chosen = torch.randint(len(self), (n // self.group,), generator=rng, device=rng.device)
+        return chosen.repeat_interleave(self.group)
+
+    def rows(self, index: Int[Tensor, " n"]) -> Condition:
+        """Conditions by number, on the device of ``index``."""
+        return {name: value.to(index.device)[index] for name, value in self.table.items()}

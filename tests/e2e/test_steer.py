@@ -277,6 +277,34 @@ def test_a_killed_run_is_resumed_from_its_folder_with_its_own_settings(difftilt,
     assert json.loads(Path("r/evaluation.json").read_text())["sampler"] == "refine"
 
 
+def test_the_page_warns_of_uneven_weights_and_of_a_log_z_that_disagrees(difftilt, steer):
+    assert difftilt(*steer, "-n", "64", "--particles", "4", "--run", "r").code == 0
+    run = RunFolder(Path("r"))
+    record = run.read_json(run.evaluation)
+    log_z = {"sampler": 3.0, "sampler_error": 0.1, "independent": 3.4, "independent_error": 0.1, "independent_ess": 100}
+    calm = {**record, "effective_designs": 60.0, "log_z": log_z, "kl_nats": {"mean": 2.5, "error": 0.12}}
+
+    def page(**changes) -> str:
+        run.write_json(run.evaluation, calm | changes)
+        assert difftilt("report", "r").code == 0
+        return run.report.read_text().replace("\u00a0", " ")
+
+    warnings = "The two estimates of log Z disagree.", "A few designs carry the weight."
+    assert not any(warning in page(kl_nats=calm["kl_nats"] | {"sense": "estimate"}) for warning in warnings)
+    assert warnings[0] in page(log_z=log_z | {"independent": 3.5})
+    assert warnings[0] not in page(log_z=log_z | {"independent": 3.5, "sampler_error": None})
+    assert warnings[1] in page(effective_designs=6.0)
+    for sense, said in (("estimate", "2.50 ± 0.12"), ("at most", "at most 2.50"), ("at least", "at least 2.50 ± 0.12")):
+        assert f"It spent {said}" in page(kl_nats=calm["kl_nats"] | {"sense": sense})
+    nothing = {"mean": None, "error": None, "sense": "unknown"}
+    assert "How much KL it spent is not known" in page(kl_nats=nothing)
+    run.evaluation.unlink()
+    assert difftilt("report", "r").code == 0
+    text = run.report.read_text()
+    assert "There is no evaluation yet. Continue with --resume" in text
+    assert "Steering with SMC was set up, but it has not finished." in text
+
+
 def test_runs_are_numbered_by_task_and_sampler(difftilt, steer):
     assert difftilt(*steer, "--sampler", "best_of_n", "--candidates", "2").code == 0
     assert [path.name for path in Path("runs").iterdir()] == ["utr-mrl-best_of_n-1"]

@@ -119,8 +119,10 @@ def test_a_law_without_log_z_has_its_kl_bounded_from_below(problem: TiltedProble
     """E_p[r] / alpha - log Z is KL(p || p_pre) - KL(p || p*): below the KL of any law, and equal for p* itself."""
     drawn = Refine(alpha=ALPHA, moves=10)(problem.pretrained, problem.reward, N, rng())
     exact = LogZ(problem.log_z, 0.0, math.inf, 0, 0)
-    kl = judged(problem, drawn, independent=exact).facts["kl_nats"]
+    facts = judged(problem, drawn, independent=exact).facts
+    kl = facts["kl_nats"]
     assert kl["sense"] == "at least"
+    assert facts["best_of_n"]["equal_kl"] is None, "a lower bound is no KL to be equal to"
     shares = problem.law_of(drawn.x_0, drawn.log_weight).observed
     known = torch.special.xlogy(shares, shares / problem.pretrained_law).sum().item()
     assert kl["mean"] < known
@@ -160,6 +162,7 @@ def test_the_bound_of_best_of_n_is_not_claimed_where_it_kept_infeasible_designs(
     facts = judged(rare, drawn, alpha=None, kl_bound=sampler.kl_bound).facts
     assert facts["after"]["feasible_fraction"] < 1
     assert facts["kl_nats"]["sense"] == "unknown"
+    assert facts["effective_designs"] == pytest.approx(200 * facts["after"]["feasible_fraction"])
 
 
 def test_intervals_of_smc_are_those_between_its_populations(problem: TiltedProblem) -> None:

@@ -65,7 +65,10 @@ def test_flags_become_fields(words, job):
         ([], "expected `tool NAME`; got no NAME; see tool --help"),
         (["x", "y"], "expected `tool NAME`; got 'y' too; leave it out, or quote what has spaces"),
         (["x", "--nubmer", "3"], "expected a known flag of `tool`; got '--nubmer'; did you mean '--number'?"),
-        (["x", "--qqqqqqq"], "expected a known flag of `tool`; got '--qqqqqqq'; the nearest is '--fix'; see tool --help"),
+        (
+            ["x", "--qqqqqqq"],
+            "expected a known flag of `tool`; got '--qqqqqqq'; the nearest is '--fix'; see tool --help",
+        ),
         (["x", "-n5"], "expected a known flag of `tool`; got '-n5'; did you mean '-n'?"),
         (
             ["x", "--tau", "1"],

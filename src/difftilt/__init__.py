@@ -35,6 +35,9 @@ _PUBLIC = {
     "TrajectoryBalance": ("difftilt.algorithms.trajectory_balance", "TrajectoryBalance"),
     "BestOfN": ("difftilt.samplers.best_of_n", "BestOfN"),
     "Policy": ("difftilt.core.policy", "Policy"),
+    "Conditions": ("difftilt.core.conditions", "Conditions"),
+    "conditioned": ("difftilt.networks.conditioned", "conditioned"),
+    "LabelLikelihood": ("difftilt.rewards.likelihood", "LabelLikelihood"),
     "Anchor": ("difftilt.core.algorithm", "Anchor"),
     "EnsembleReward": ("difftilt.rewards.ensemble", "EnsembleReward"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -44,9 +44,11 @@ class ConditionalReward(Protocol):
         ...
 
 
-def under(reward: Reward, cond: Condition | None) -> Reward:
+def under(reward: Reward | ConditionalReward, cond: Condition | None) -> Reward:
     """``reward`` for these conditions; itself where it depends on none."""
-    return reward.under(cond) if cond is not None and isinstance(reward, ConditionalReward) else reward
+    if cond is not None and isinstance(reward, ConditionalReward):
+        return reward.under(cond)
+    return cast(Reward, reward)
 
 
 @dataclass(frozen=True)

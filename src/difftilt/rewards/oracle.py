@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from difftilt.core.reward import DifferentiableReward, Reward
+from difftilt.core.reward import ConditionalReward, DifferentiableReward, Reward, under
 from difftilt.errors import OracleError, StateError
 from difftilt.rewards.function import FunctionReward, as_reward
-from difftilt.types import Float, Tensor
+from difftilt.types import Condition, Float, Tensor
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -80,10 +80,13 @@ class Oracle:
         Raises:
             OracleError: the whole first batch is infeasible, or the reward broke its contract.
         """
-        names = [_name(design) for design in designs]
+        return self._answered([_name(design) for design in designs], designs, self.reward)
+
+    def _answered(self, names: list[Any], designs: Sequence[Any], reward: Reward) -> Float[Tensor, " B"]:
+        """Answers by name: those not known yet are bought from ``reward``."""
         new = {name: design for name, design in zip(names, designs, strict=True) if name not in self._answers}
         if new:
-            answers = self._ask(new)
+            answers = self._ask(new, reward)
             if not self._answers and all(math.isnan(answer.value) for answer in answers):
                 raise OracleError(
                     f"expected a number for at least one of the first {len(new)} designs; got NaN for all "
@@ -100,10 +103,10 @@ class Oracle:
             self.calls += len(fresh)
         return torch.tensor([self._answers[name].value for name in names], dtype=torch.float64)
 
-    def _ask(self, new: dict[Any, Any]) -> list[Answer]:
+    def _ask(self, new: dict[Any, Any], reward: Reward) -> list[Answer]:
         """Pay for designs, by name; what is not finite becomes NaN."""
-        values = torch.as_tensor(self.reward(list(new.values())), dtype=torch.float64).tolist()
-        reasons = getattr(self.reward, "reasons", None) or [None] * len(new)
+        values = torch.as_tensor(reward(list(new.values())), dtype=torch.float64).tolist()
+        reasons = getattr(reward, "reasons", None) or [None] * len(new)
         if len(values) != len(new) or len(reasons) != len(new):
             raise OracleError(f"expected {len(new)} numbers, one per design; got {len(values)}; correct the reward")
         answers = []
@@ -145,10 +148,34 @@ class DifferentiableOracle(Oracle):
         return self.reward.on_probabilities(p)
 
 
+class ConditionalOracle(Oracle):
+    """An :class:`Oracle` over a reward that depends on conditions: one answer per design *and* condition."""
+
+    reward: ConditionalReward
+
+    def under(self, cond: Condition) -> Reward:
+        """The oracle for designs made for these conditions, one row each."""
+        labels = [
+            hashlib.sha256(b"".join(value[row].numpy(force=True).tobytes() for value in cond.values())).hexdigest()[:12]
+            for row in range(len(next(iter(cond.values()))))
+        ]
+
+        def answered(designs: Sequence[Any]) -> Float[Tensor, " B"]:
+            names = [f"{_name(design)} for {label}" for design, label in zip(designs, labels, strict=True)]
+            first = {name: row for row, name in reversed(list(enumerate(names)))}
+            rows = torch.tensor([first[name] for name in dict.fromkeys(names) if name not in self._answers]).long()
+            bought = under(self.reward, {key: value[rows.to(value.device)] for key, value in cond.items()})
+            return self._answered(names, designs, bought)
+
+        return answered
+
+
 def as_oracle(reward: Reward, **options: Any) -> Oracle:
     """The right kind of oracle for a reward or a plain function; an oracle as it is."""
     if isinstance(reward, Oracle):
         return reward
+    if isinstance(reward, ConditionalReward):
+        return ConditionalOracle(reward, **options)
     kind = DifferentiableOracle if isinstance(reward, DifferentiableReward) else Oracle
     return kind(as_reward(reward), **options)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from difftilt.core.algorithm import Algorithm, Anchor
+from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import sample_states
@@ -116,6 +117,7 @@ def finetune(
     *,
     loop: LoopConfig | None = None,
     anchors: list[Anchor] | None = None,
+    conditions: Conditions | None = None,
     judge: Reward | None = None,
     log_z: float | None = None,
     folder: RunFolder | None = None,
@@ -131,7 +133,8 @@ def finetune(
         algorithm: its settings; ``algorithm.alpha`` weighs the pretrained policy where ``anchors`` is not given.
         loop: settings of the loop.
         anchors: reference policies and weights, reward units per nat.
-        judge: a held-out reward that is only logged.
+        conditions: what designs are made for, where the policy is conditional.
+        judge: a held-out reward that is only logged; not asked where there are conditions.
         log_z: log Z of the target where known, nats: then each record has ``gap_nats``, of one noisy batch. It needs a
             fixed alpha and one anchor.
         folder: where the run is kept; nothing is written without it.
@@ -154,7 +157,7 @@ def finetune(
     if not any(parameter.requires_grad for parameter in tuned.parameters()):
         tuned.requires_grad_(True)
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
-    state = algorithm.init(tuned, anchors)
+    state = algorithm.init(tuned, anchors, conditions)
     streams = Streams(loop.seed, policy.device)
     oracle, first, spent = recorded_oracle(reward, folder), 0, 0.0
     history: list[dict[str, Any]] = []
@@ -175,7 +178,7 @@ def finetune(
     else:
         if folder is not None:
             folder.rewind_metrics(0)
-        if loop.kl_budget is not None and len(state.anchors) == 1:
+        if loop.kl_budget is not None and len(state.anchors) == 1 and conditions is None:
             x_0 = sample_states(pretrained, PILOT, streams("alpha"))
             totals["network_evaluations"] += PILOT * pretrained.steps
             spread = score(oracle, policy.codec, x_0).std
@@ -201,7 +204,12 @@ def finetune(
             **info,
         }
         _check_finite(record, tuned)
-        if judge is not None and state.x_0 is not None and (step % loop.judge_every == 0 or step == loop.steps):
+        if (
+            judge is not None
+            and conditions is None
+            and state.x_0 is not None
+            and (step % loop.judge_every == 0 or step == loop.steps)
+        ):
             record["judge"] = score(as_reward(judge), tuned.codec, state.x_0).mean
         if log_z is not None and loop.kl_budget is None and len(state.anchors) == 1:
             log_feasible = math.log(max(info.get("feasible_fraction", 1.0), 1e-300))

@@ -1,7 +1,8 @@
 """Small networks sized for two CPU cores; importing this package registers them by name."""
 
+from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
 from difftilt.networks.regressor import ConvRegressor, RecurrentRegressor
 from difftilt.networks.transformer import TransformerDenoiser
 
-__all__ = ["ConvDenoiser", "ConvRegressor", "RecurrentRegressor", "TransformerDenoiser"]
+__all__ = ["ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "RecurrentRegressor", "TransformerDenoiser"]

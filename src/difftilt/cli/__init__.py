@@ -1,6 +1,7 @@
 """The command line: ``difftilt COMMAND``.
 
-Exit status: 0 done; 1 a bug of ours, with its traceback; 2 an error that one line explains; 130 interrupted.
+Exit status: 0 done; 1 a bug of ours, with its traceback, or a claim that `verify` found to fail; 2 an error that one
+line explains; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ COMMANDS = {
     "evaluate": ("results", "evaluate_command", "measure a finished run again"),
     "report": ("results", "report_command", "write a run's page again"),
     "compare": ("results", "compare_command", "put runs side by side"),
+    "verify": ("verify", "command", "the truth table: what each method really samples, on problems with exact answers"),
 }
 
 

@@ -18,8 +18,8 @@ DEMO: dict[str, Any] = {
     "task": "utr-mrl",
     "algorithm": "ppo",
     "alpha": 0.1,
-    "steps": 30,
-    "log_z_samples": 6144,
+    "steps": 36,
+    "log_z_samples": 2048,
     "learning_rate": 2e-3,
     "steps_per_path": 8,
 }

@@ -54,8 +54,9 @@ def test_a_file_is_rendered(difftilt, work):
     assert difftilt(*FAST, "--json", "rows.json").code == 0
     page = difftilt("verify", "--render", "rows.json")
     assert page.code == 0
-    assert page.out.startswith("## `initial-law` (gaussian)\n")
-    assert "| smc:bootstrap | p* (tilted) |" in page.out
+    assert page.out.startswith("# The truth table\n")
+    assert "## `initial-law` (gaussian)\n" in page.out
+    assert "| smc:bootstrap | p\\* (tilted) |" in page.out
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def command(argv: Sequence[str]) -> None:
     from difftilt.verification import table
 
     if asked.render is not None:
-        say(table.markdown(table.read(asked.render)).rstrip())
+        say(table.page(asked.render).rstrip())
         return
     from difftilt.verification.claims import pairs
 

@@ -136,12 +136,13 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
 """Updates and settings for each kind of problem; the learning rate falls linearly to 0."""
 CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("renoised_mle", "chain"): (900, {}),
-    ("distill", "chain"): (150, {"batch": 2048}),
+    ("distill", "chain"): (130, {"batch": 2048}),
     ("raft", "chain"): (100, {}),
-    **{("reward_backprop", kind): (300, {"batch": 128}) for kind in ("chain", "parallel")},
+    **{("reward_backprop", kind): (200, {"batch": 32}) for kind in ("chain", "parallel")},
     ("path_consistency", "chain"): (500, {}),
     ("detailed_balance", "chain"): (500, {}),
     ("subtrajectory_balance", "chain"): (500, {}),
+    ("trajectory_balance", "factor"): (100, {"minibatches": 4}),
     ("ppo", "affine"): (400, {"learning_rate": 0.01}),
     ("reward_weighted_mle", "affine"): (400, {"batch": 2048, "learning_rate": 0.01}),
     ("value_weighted_mle", "affine"): (150, {}),
@@ -155,9 +156,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Algorithms run in further ways: with values of their own making, or at one tau, on tokens."""
 LABELS = (*build.ALGORITHMS, *VARIANTS, *STEERED)
+SLOW = ("reward_backprop", "reward_backprop:tau-0.5", "reward_backprop:tau-0.1", "value_weighted_mle:default")
 DEFAULT = {
-    *((label, problem) for label in LABELS for problem in ("pairwise", "linear-gaussian")),
-    *((label, "initial-law") for label in ("reinforce", "reward_backprop", "value_weighted", "smc", "refine")),
+    *((label, "pairwise") for label in LABELS if label not in SLOW),
+    *((label, "linear-gaussian") for label in LABELS if not label.startswith(("distill", "value_weighted_mle:"))),
+    *((label, "initial-law") for label in ("reinforce", "adjoint_matching", "value_weighted", "smc", "refine")),
     *((label, "infeasible") for label in ("trajectory_balance", "reward_backprop", "smc")),
     ("trajectory_balance", "tfbind8/SIX6_REF_R1"),
 }

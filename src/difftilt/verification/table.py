@@ -13,7 +13,7 @@ import torch
 
 from difftilt.errors import StateError
 from difftilt.tracking.run import provenance
-from difftilt.verification.claims import Pair
+from difftilt.verification.claims import LABELS, PROBLEMS, Pair
 from difftilt.verification.rows import verify
 
 Record = dict[str, Any]
@@ -96,7 +96,8 @@ def run(pairs: Sequence[Pair], seed: int, *, jobs: int) -> Iterator[Record]:
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        for done in as_completed([pool.submit(verify, pair, seed) for pair in pairs]):
+        first = sorted(pairs, key=lambda pair: pair.kind != "factor")  # the longest, so that none is alone at the end
+        for done in as_completed([pool.submit(verify, pair, seed) for pair in first]):
             yield done.result().record()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -122,23 +123,57 @@ def cells(row: Record) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Record]) -> str:
-    """One table for each problem, in the order of the rows, with the reasons below."""
-    parts = []
-    for problem in dict.fromkeys(row["problem"] for row in rows):
+INTRODUCTION = """# The truth table
+
+Each method is run on problems whose answers are exact, and judged against the law that it claims:
+
+- **p\\* (tilted)**: `p_pre exp(r / alpha) / Z`.
+- **p\\* (fixed prior)**: the soft-optimal kernels run from the fixed prior; the same law wherever the initial state
+  tells nothing of the design.
+- **class optimum**: the best objective among policies with Gaussian steps of fixed variance, or tokens that are
+  independent within a step.
+- **none**: no law is claimed, and there is no verdict; KL is then to p\\* (fixed prior).
+
+`KL removed` is the share of the pretrained model's KL to that law that is gone; `reward (exact)` the mean reward
+reached, and that of the law; `s` CPU seconds of training or drawing. KL of trained methods is exact; that of samplers
+is exact where their law is known, else estimated without bias from the stated number of draws, with its standard error:
+it may then be just below 0. A name with `:variant` is the same method run in another way: `:default` makes its own
+estimate of the soft value, where the bare name is given the exact one.
+"""
+
+
+def page(path: Path) -> str:
+    """A file as a page of Markdown: one table for each problem, what is not defined there below it.
+
+    Raises:
+        StateError: as :func:`read`.
+    """
+    rows, head = read(path), json.loads(path.read_text(encoding="utf-8"))
+    made = ", ".join(f"{name} {head[name]}" for name in ("seed", "commit", "torch") if name in head)
+    places = {label: place for place, label in enumerate(LABELS)}
+    parts = [INTRODUCTION, f"Made by `difftilt verify` ({made}).\n"]
+    for problem in PROBLEMS:
         mine = [row for row in rows if row["problem"] == problem]
-        shown = [0, *range(2, len(COLUMNS))]
-        run_here = [row for row in mine if not row["reason"].startswith("not defined")]
-        lines = [f"## `{problem}` ({mine[0]['process']})", "", _line([COLUMNS[i] for i in shown] + ["judged by"])]
-        lines.append("|---" * (len(shown) + 1) + "|")
-        lines += [_line([cells(row)[i] for i in shown] + [row["reason"]]) for row in run_here]
-        undefined = [row for row in mine if row not in run_here]
-        if undefined:
-            lines += ["", "Not defined here:", ""]
-            lines += [f"- `{row['algorithm']}`: {row['reason'].removeprefix('not defined: ')}" for row in undefined]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+        mine.sort(key=lambda row: places.get(row["algorithm"], len(places)))
+        if mine:
+            parts.append(_section(problem, mine))
+    return "\n".join(parts)
+
+
+def _section(problem: str, rows: Sequence[Record]) -> str:
+    shown = [0, *range(2, len(COLUMNS))]
+    undefined = [row for row in rows if row["reason"].startswith("not defined")]
+    lines = [f"## `{problem}` ({rows[0]['process']})", "", _line([*(COLUMNS[i] for i in shown), "judged by"])]
+    lines.append("|---" * (len(shown) + 1) + "|")
+    for row in rows:
+        if row not in undefined:
+            texts = cells(row)
+            lines.append(_line([*(texts[i] for i in shown), row["reason"]]))
+    if undefined:
+        lines += ["", "Not defined here:", ""]
+        lines += [f"- `{row['algorithm']}`: {row['reason'].removeprefix('not defined: ')}" for row in undefined]
+    return "\n".join(lines) + "\n"
 
 
 def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "| " + " | ".join(text.replace("|", "\\|").replace("*", "\\*") for text in texts) + " |"

@@ -142,7 +142,10 @@ def spawn(*words: object) -> subprocess.Popen[str]:
 
 def records(file: Path, *, without: tuple[str, ...] = ("seconds",)) -> list[dict[str, object]]:
     """Lines of a JSON lines file, the last one only if it is whole."""
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    try:
+        lines = file.read_text().splitlines(keepends=True)
+    except FileNotFoundError:  # not there yet, or about to be written anew
+        lines = []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{key: value for key, value in record.items() if key not in without} for record in whole]
 

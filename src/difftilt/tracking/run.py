@@ -53,7 +53,9 @@ class RunFolder:
         run.path = Path(path)
         if not run.config.is_file():
             came = "no config.toml in it" if run.path.is_dir() else "no such folder"
-            raise StateError(f"expected a run folder at '{path}'; got {came}; give what `difftilt finetune` or `steer` wrote")
+            raise StateError(
+                f"expected a run folder at '{path}'; got {came}; give what `difftilt finetune` or `steer` wrote"
+            )
         return run
 
     @property

@@ -157,7 +157,7 @@ def finetune(
     if not any(parameter.requires_grad for parameter in tuned.parameters()):
         tuned.requires_grad_(True)
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
-    state = algorithm.init(tuned, anchors, conditions)
+    state = algorithm.init(tuned, anchors) if conditions is None else algorithm.init(tuned, anchors, conditions)
     streams = Streams(loop.seed, policy.device)
     oracle, first, spent = recorded_oracle(reward, folder), 0, 0.0
     history: list[dict[str, Any]] = []

@@ -169,7 +169,6 @@ def exact_law(
     """KL of a sampler's law to the claimed one, nats, and its law over the cells; ``None`` where not known."""
     if label == "value_weighted" and isinstance(problem, TiltedProblem):
         law = value_weighted_law(problem, problem.soft_values(), CANDIDATES)
-        law = law / law.sum()
         return kl_divergence(law, problem.tilted), law
     if label == "classifier_guidance" and value is not None:
         guided = GuidedPolicy(problem.pretrained, value, alpha=problem.alpha, tokens="exact")

@@ -14,6 +14,18 @@ Truncation drops the graph before the last K' steps (DRaFT-K), or before one ran
 cut is drawn once per trajectory. Each step is checkpointed: its network activations are recomputed in the backward
 pass, with the same noise, so memory grows with K only by the stored states.
 
+With K' = 1 the last step may be redone n times (DRaFT-LV), from its design noised afresh to the time t of that step,
+
+.. math:: x_t^i \sim q(\cdot | x_0), \quad x_0^i \sim p_\theta(\cdot | x_t^i), \qquad
+    \hat g = \frac{1}{n + 1} \sum_{i=0}^n \nabla_\theta
+        \Big[ r(x_0^i) - \sum_a w_a KL\big( p_\theta(\cdot|x_t^i) \,\|\, p_a(\cdot|x_t^i) \big) \Big]         \qquad (2)
+
+``i = 0`` being the trajectory's own. Its noise is lower for n further reward calls and no further trajectories; its
+mean is that of DRaFT-1 iff the chain's law at t is that of its noised designs, and off by as much as these two differ.
+
+Differs from the papers in: the KL is part of the objective; hard tokens go forward; (2) is a mean, not a sum, so that n
+does not change the learning rate.
+
 References:
     Clark et al. 2023 (DRaFT), https://arxiv.org/abs/2309.17400; Prabhudesai et al. 2023 (AlignProp),
     https://arxiv.org/abs/2310.03739; Wang et al. 2024 (DRAKES), https://arxiv.org/abs/2410.13643; Uehara et al. 2024,
@@ -22,6 +34,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +42,7 @@ from torch.utils.checkpoint import checkpoint
 
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
-from difftilt.core.conditions import Conditions
+from difftilt.core.conditions import Conditions, repeated
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, under
 from difftilt.core.schedule import anneal
@@ -42,7 +55,7 @@ class RewardBackpropInfo:
     """What one update logs."""
 
     reward: float
-    """Mean reward of the (hard) designs, reward units."""
+    """Mean reward of the trajectories' own (hard) designs, reward units."""
     kl_nats: float
     """Sum of closed-form step KLs to the first anchor, mean over the batch, nats."""
     tau: float
@@ -92,6 +105,8 @@ class RewardBackprop:
     """Gradient through the last K' steps only; all steps when not set."""
     random_truncation: bool = False
     """One uniformly random cut per trajectory instead."""
+    low_variance: int | None = None
+    """n of (2): further designs of each trajectory, with ``truncation = 1`` only; a reward call each. The paper: 2."""
     max_gradient_norm: float = 10.0
     """Gradients are scaled down to this norm."""
 
@@ -99,6 +114,10 @@ class RewardBackprop:
         if self.truncation is not None and (self.truncation < 1 or self.random_truncation):
             raise ConfigError(
                 f"expected truncation >= 1, and not together with random_truncation; got {self.truncation}; choose one"
+            )
+        if self.low_variance is not None and self.truncation != 1:
+            raise ConfigError(
+                f"expected low_variance together with truncation 1; got truncation {self.truncation}; set it to 1"
             )
 
     def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> TunedState:
@@ -114,7 +133,8 @@ class RewardBackprop:
                 does not see how the feasible set is entered or left.
         """
         _, cond = state.draw_conditions(self.batch, rng)
-        reward = under(reward, cond)
+        more = self.low_variance or 0
+        reward = under(reward, repeated(cond, 1 + more))
         if not isinstance(reward, DifferentiableReward):
             raise UnsupportedError(
                 "expected a reward with on_probabilities(p); got one that only scores finished designs; "
@@ -126,23 +146,26 @@ class RewardBackprop:
         x_0, kl = differentiable_rollout(policy, self.batch, rng, state.references, tau=tau, cut=cut, cond=cond)
         tokens = x_0.ndim > 1 + len(policy.event_shape)
         state.x_0 = x_0.detach().argmax(-1) if tokens else x_0.detach()
+        if more:
+            again, spent = last_step_again(policy, state.x_0, more, rng, state.references, tau=tau, cond=cond)
+            x_0, kl = torch.cat([x_0, again]), torch.cat([kl, spent], dim=1)
         value = reward.on_probabilities(x_0[..., :-1] if tokens else x_0).to(kl)
         lost = int((~value.isfinite()).sum())
         if lost:
             raise UnsupportedError(
-                f"expected a finite reward for every design; got {lost} of {self.batch} infeasible, where there is no "
+                f"expected a finite reward for every design; got {lost} of {len(value)} infeasible, where there is no "
                 "pathwise gradient; use --algorithm ppo or trajectory_balance"
             )
         loss = reward_backprop_loss(value, kl, state.weights)
         norm = state.descend(loss, self.max_gradient_norm)
         state.updates += 1
         return RewardBackpropInfo(
-            reward=value.mean().item(),
-            kl_nats=kl[0].mean().item(),
+            reward=value[: self.batch].mean().item(),
+            kl_nats=kl[0, : self.batch].mean().item(),
             tau=tau,
             gradient_norm=norm.item(),
-            network_evaluations=(2 * policy.steps - int(cut.min())) * self.batch * (1 + len(state.anchors)),
-            oracle_calls=self.batch,
+            network_evaluations=(2 * (policy.steps + more) - int(cut.min())) * self.batch * (1 + len(state.anchors)),
+            oracle_calls=len(value),
         )
 
     def _cuts(self, steps: int, rng: torch.Generator, device: torch.device) -> Int[Tensor, " B"]:
@@ -172,25 +195,59 @@ def differentiable_rollout(
     x_t: Tensor = policy.prior(n, rng)
     total = torch.zeros((len(references), n), dtype=torch.float64, device=x_t.device)
     first = int(cut.min())
-    seeds = torch.randint(2**62, (policy.steps,), generator=rng, device=rng.device).tolist()
-
-    def one_step(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        noise = torch.Generator(x.device)
-        noise.manual_seed(seeds[k])  # the recomputation in the backward pass must see the same noise
-        t, s = policy.grid[k], policy.grid[k + 1]
-        law = policy.step(x, t, s, cond)
-        kl = torch.stack([law.kl(other.step(x, t, s, cond)) for other in references]).double()
-        return (law.relax(noise, tau=tau) if law.discrete else law.rsample(noise)), kl
-
+    step = differentiable_step(policy, rng, references, tau=tau, cond=cond)
     for k in range(policy.steps):
         if k < first:
             with torch.no_grad():
-                x_t, kl = one_step(x_t, k)
+                x_t, kl = step(x_t, k)
         else:
-            x_t, kl = checkpoint(one_step, x_t, k, use_reentrant=False, preserve_rng_state=False)
+            x_t, kl = checkpoint(step, x_t, k, use_reentrant=False, preserve_rng_state=False)
             live = k >= cut
             if not live.all():
                 shape = (-1, *([1] * (x_t.ndim - 1)))
                 x_t, kl = torch.where(live.view(shape), x_t, x_t.detach()), torch.where(live, kl, kl.detach())
         total = total + kl
     return x_t, total
+
+
+def last_step_again(
+    policy: Policy,
+    x_0: Tensor,
+    times: int,
+    rng: torch.Generator,
+    references: list[Policy],
+    *,
+    tau: float,
+    cond: Condition | None = None,
+) -> tuple[Tensor, Float[Tensor, "A B"]]:
+    """The last step ``times`` more from each finished state ``x_0``, noised afresh to its time: equation (2).
+
+    Returns:
+        As :func:`differentiable_rollout`; no gradient flows to ``x_0``.
+    """
+    x_0 = x_0.repeat(times, *[1] * (x_0.ndim - 1))
+    x_t = policy.process.corrupt(x_0, policy.grid[-2], rng)
+    if policy.fixed is not None:
+        x_t = policy.process.clamp(x_t, policy.fixed)
+    step = differentiable_step(policy, rng, references, tau=tau, cond=repeated(cond, times))
+    return checkpoint(step, x_t, policy.steps - 1, use_reentrant=False, preserve_rng_state=False)
+
+
+def differentiable_step(
+    policy: Policy, rng: torch.Generator, references: list[Policy], *, tau: float, cond: Condition | None
+) -> Callable[[Tensor, int], tuple[Tensor, Float[Tensor, "A B"]]]:
+    """A function of state and step index that draws the next state, and says the step's KL to each reference.
+
+    Called again with the same arguments, as the backward pass does, it repeats its noise.
+    """
+    seeds = torch.randint(2**62, (policy.steps,), generator=rng, device=rng.device).tolist()
+
+    def step(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        noise = torch.Generator(x.device)
+        noise.manual_seed(seeds[k])
+        t, s = policy.grid[k], policy.grid[k + 1]
+        law = policy.step(x, t, s, cond)
+        kl = torch.stack([law.kl(other.step(x, t, s, cond)) for other in references]).double()
+        return (law.relax(noise, tau=tau) if law.discrete else law.rsample(noise)), kl
+
+    return step

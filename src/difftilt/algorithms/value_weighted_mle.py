@@ -33,12 +33,12 @@ from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps, collect
 from difftilt.algorithms.reward_weighted_mle import weighted_mle_loss
 from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
-from difftilt.core.conditions import Conditions
+from difftilt.core.conditions import Conditions, repeated
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
 from difftilt.errors import UnsupportedError
-from difftilt.types import Condition, Float, Int, Tensor
+from difftilt.types import Float, Int, Tensor
 from difftilt.values.network import ValueNetwork
 from difftilt.values.regression import Regressed, Regression, fit_value
 
@@ -149,7 +149,7 @@ class ValueWeightedMLE(PathSettings):
         with torch.no_grad():
             theirs = state.references[0].step(steps.x_t, steps.t, steps.s, steps.cond)
             tries = [theirs.sample(rng) for _ in range(self.candidates)]
-            after = targets(torch.cat(tries), steps.s.repeat(self.candidates), _repeated(steps.cond, self.candidates))
+            after = targets(torch.cat(tries), steps.s.repeat(self.candidates), repeated(steps.cond, self.candidates))
             before = targets(steps.x_t, steps.t, steps.cond)
             weight = value_weight(after.view(self.candidates, -1), before, alpha=state.alpha)
             reference = torch.stack([theirs.log_prob(x_s).double() for x_s in tries])
@@ -165,7 +165,3 @@ class ValueWeightedMLE(PathSettings):
     def scored(self, steps: Steps) -> int:
         """Every candidate of a last step."""
         return self.candidates * int((steps.s == 0).sum())
-
-
-def _repeated(cond: Condition | None, times: int) -> Condition | None:
-    return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}

@@ -45,3 +45,8 @@ class Conditions:
     def rows(self, index: Int[Tensor, " n"]) -> Condition:
         """Conditions by number, on the device of ``index``."""
         return {name: value.to(index.device)[index] for name, value in self.table.items()}
+
+
+def repeated(cond: Condition | None, times: int) -> Condition | None:
+    """All rows, ``times`` over."""
+    return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}

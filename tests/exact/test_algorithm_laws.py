@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -268,6 +269,41 @@ def test_the_feasible_only_advantage_is_the_gradient_of_the_conditional_objectiv
 
     assert (estimate() - exact).norm() < 2e-3 * exact.norm()
     assert (estimate(weight=0.0) - exact).norm() > 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("broken", [None, "nothing learned from one", "no feasible design pushed away from"])
+def test_rare_feasible_designs_are_learned_from_without_bias(broken: str | None) -> None:
+    """Over all batches of three paths, by enumeration: grad J(.|F) P(n >= 2) + w grad log P(F) P(n >= 1 of two).
+
+    Twins: no push from batches with one feasible design, or another from batches without any.
+    """
+    start = random_pairwise(2, 2, alpha=ALPHA, target_kl=0.3, seed=0)
+    designs = start.pretrained.codec.decode(start.chain.designs)
+    only = dict(zip(designs, [0.3, math.nan, math.nan, 1.1], strict=True))
+    hard, weight = TiltedProblem(start.pretrained, TableReward(only), alpha=ALPHA), 0.3
+    policy = perturbed(hard)
+    paths, p, reward = every_path(hard, policy)
+    feasible, share = ~reward.isnan(), hard.feasibility(policy)
+    log_feasible = hard.chain.marginal(policy, grad=True)[hard.feasible].sum().log()
+    several, any_other = 1 - (1 - share) ** 3 - 3 * share * (1 - share) ** 2, 1 - (1 - share) ** 2
+    exact = gradient(several * hard.objective(policy, grad=True) + any_other * weight * log_feasible, policy)
+    returns = path_return(reward, paths.log_ratio, torch.tensor([ALPHA], dtype=torch.float64))
+    total = torch.zeros_like(p)
+    for batch in itertools.product(range(len(p)), repeat=3):
+        rows = torch.tensor(batch)
+        advantage = centred_advantage(returns[rows], feasible[rows], feasibility_weight=weight)
+        if broken == "nothing learned from one" and feasible[rows].sum() == 1:
+            advantage = torch.zeros_like(advantage)
+        if broken == "no feasible design pushed away from" and not feasible[rows].any():
+            advantage = torch.full_like(advantage, -weight)
+        total.index_add_(0, rows, p[rows].prod() * advantage / 3)
+    steps = choose_steps(paths, torch.arange(paths.batch), None, torch.Generator())
+    log_prob = policy.step(steps.x_t, steps.t, steps.s).log_prob(steps.x_s)
+    got = gradient((total[steps.path] * log_prob).sum(), policy)
+    if broken is None:
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-10)
+    else:
+        assert (got - exact).norm() > 0.02 * exact.norm()
 
 
 def test_a_random_subset_of_steps_is_unbiased(problem: TiltedProblem) -> None:

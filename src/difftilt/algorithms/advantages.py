@@ -6,14 +6,24 @@ and leaves the gradient unbiased; at the optimum :math:`\alpha \sum_{j<k} l_j = 
 and the gradient's variance vanishes.
 
 With infeasible designs the objective is that of :math:`p_\theta(\cdot | F)`, whose gradient is
-:math:`E_F[(R - E_F R) \nabla \log p_\theta]`, plus ``feasibility_weight`` times
-:math:`\nabla \log P_\theta(F) = E[(1_F / P(F) - 1) \nabla \log p_\theta]`.
+:math:`E_F[(R - E_F R) \nabla \log p_\theta]`, plus ``feasibility_weight`` ``w`` times :math:`\nabla \log P_\theta(F)`.
+With ``n`` of ``B`` designs feasible, and :math:`\bar R` the mean return of the *other* feasible ones,
+
+.. math:: A_b = 1_F \frac{B}{n} (R_b - \bar R) + w \Big( 1_F \frac{B}{n} - 1 \Big)                      \qquad (1)
+
+with 0 in place of the first term for ``n = 1``, which has no others, and of both for ``n = 0``, where all are alike.
+Over batches :math:`E[\frac1B \sum_b A_b \nabla \log p_\theta]` is exactly the first gradient times
+:math:`P(n \ge 2)` plus :math:`w\, \nabla \log P_\theta(F)` times the chance that any of ``B - 1`` designs is feasible:
+where feasible designs are rare both are that much smaller, and point the right way.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from difftilt.algorithms.paths import PathSettings
 from difftilt.types import Bool, Float, Int, Tensor
 
 
@@ -33,7 +43,7 @@ def grouped_advantage(
         feasibility_weight: weight of ``log P(F)``, reward units per nat.
 
     Returns:
-        Advantages, reward units; 0 in groups with fewer than two feasible designs.
+        Advantages, reward units.
     """
     advantage = torch.zeros_like(returns)
     for label in group.unique():
@@ -45,7 +55,7 @@ def grouped_advantage(
 def centred_advantage(
     returns: Float[Tensor, " B"], feasible: Bool[Tensor, " B"], *, feasibility_weight: float
 ) -> Float[Tensor, " B"]:
-    """Leave-one-out centred returns; the mean over the batch of ``advantage * grad log p`` is the gradient above.
+    """Equation (1).
 
     Args:
         returns: path returns, reward units; ignored where infeasible.
@@ -53,12 +63,23 @@ def centred_advantage(
         feasibility_weight: weight of ``log P(F)``, reward units per nat.
 
     Returns:
-        Advantages, reward units; all 0 when fewer than two designs are feasible.
+        Advantages, reward units; all 0 where no design is feasible.
     """
     batch, n = returns.shape[0], int(feasible.sum())
-    if n < 2:
+    if n == 0:
         return torch.zeros_like(returns)
     mean = returns[feasible].mean()
-    centred = (returns - mean) * n / (n - 1)  # the same as subtracting the mean of the others
-    advantage = torch.where(feasible, centred * batch / n + feasibility_weight * (batch / n - 1), -feasibility_weight)
-    return advantage
+    centred = (returns - mean) * n / max(1, n - 1)  # the same as subtracting the mean of the others
+    return torch.where(feasible, centred * batch / n + feasibility_weight * (batch / n - 1), -feasibility_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeasibilitySettings(PathSettings):
+    """Settings of methods that are told of infeasible designs by (1)."""
+
+    feasibility_weight: float | None = None
+    """Weight w of log P(feasible), reward units per nat; alpha when not set."""
+
+    def weigh_feasibility(self, alpha: float) -> float:
+        """``feasibility_weight`` or its default, alpha."""
+        return alpha if self.feasibility_weight is None else self.feasibility_weight

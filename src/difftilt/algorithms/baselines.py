@@ -28,8 +28,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from difftilt.algorithms.advantages import centred_advantage, grouped_advantage
-from difftilt.algorithms.paths import PathSettings, ScoredPaths, path_return
+from difftilt.algorithms.advantages import FeasibilitySettings, centred_advantage, grouped_advantage
+from difftilt.algorithms.paths import ScoredPaths, path_return
 from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
@@ -77,7 +77,7 @@ class BaselineState(TunedState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineSettings(PathSettings):
+class BaselineSettings(FeasibilitySettings):
     """Settings of score-function methods."""
 
     baseline: str = "batch"
@@ -122,13 +122,17 @@ class BaselineSettings(PathSettings):
     def _moved(
         self, advantage: Float[Tensor, "K B"], baseline: Tensor, returns: Float[Tensor, " B"], feasible: Tensor
     ) -> Float[Tensor, "K B"]:
-        """Another baseline than the batch's, where there is one (not NaN) and designs are feasible."""
-        n, batch = int(feasible.sum()), len(returns)
+        """Another baseline than the others' mean, where there is one (not NaN).
+
+        The difference is added to all paths alike, infeasible ones too: ``E[grad log p] = 0`` over all of them, not
+        over the feasible ones.
+        """
+        n = int(feasible.sum())
         if n < 2:
             return advantage
         mean = returns[feasible].mean()
-        old, new = (returns - mean) * n / (n - 1), returns - baseline
-        return torch.where(feasible & ~baseline.isnan(), advantage + (new - old) * batch / n, advantage)
+        others = torch.where(feasible, mean - (returns - mean) / (n - 1), mean)
+        return advantage + (others - baseline).nan_to_num(nan=0.0)
 
     def _running(self, state: BaselineState, data: ScoredPaths, returns: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The mean of earlier updates, by condition; NaN where there was none; then it moves on."""

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from difftilt.algorithms.advantages import centred_advantage
+from difftilt.algorithms.advantages import FeasibilitySettings, centred_advantage
 from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
 from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
 from difftilt.algorithms.state import check_settings, refuse_conditions
@@ -112,7 +112,7 @@ def path_consistency_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathConsistency(OffPolicySettings):
+class PathConsistency(OffPolicySettings, FeasibilitySettings):
     """Settings of path consistency; see the module for the method."""
 
     span: int | None = None

@@ -156,8 +156,6 @@ class PathSettings(ABC):
     """Random steps of each path in each pass, n; all K when not set."""
     max_gradient_norm: float = 10.0
     """Gradients are scaled down to this norm."""
-    feasibility_weight: float | None = None
-    """Weight of log P(feasible), reward units per nat; alpha when not set."""
 
     info: ClassVar[type[PathInfo]] = PathInfo
     """What :meth:`step` returns."""
@@ -235,10 +233,6 @@ class PathSettings(ABC):
     def watch(self, watched: list[dict[str, Tensor]]) -> dict[str, float]:
         """Fields of the record made of what :meth:`loss` watched: means over minibatches."""
         return {name: torch.stack([seen[name] for seen in watched]).double().mean().item() for name in watched[0]}
-
-    def weigh_feasibility(self, alpha: float) -> float:
-        """``feasibility_weight`` or its default, alpha."""
-        return alpha if self.feasibility_weight is None else self.feasibility_weight
 
 
 def select(data: ScoredPaths, rows: Tensor) -> ScoredPaths:

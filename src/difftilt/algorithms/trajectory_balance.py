@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from difftilt.algorithms.advantages import centred_advantage
+from difftilt.algorithms.advantages import FeasibilitySettings, centred_advantage
 from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
 from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
 from difftilt.algorithms.state import check_settings
@@ -97,7 +97,7 @@ def trajectory_balance_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryBalance(OffPolicySettings):
+class TrajectoryBalance(OffPolicySettings, FeasibilitySettings):
     """Settings of trajectory balance; see the module for the method."""
 
     log_z: str = "batch"

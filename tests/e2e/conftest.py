@@ -132,12 +132,19 @@ def tiny(models: Path) -> list[str]:
     return ["finetune", "utr-mrl", "--models", str(models), *TINY]
 
 
-def spawn(*words: object) -> subprocess.Popen[str]:
-    """The same in a process of its own, which can be killed."""
+def spawn(*words: object, new_session: bool = False) -> subprocess.Popen[str]:
+    """The same in a process of its own, which can be killed; with ``new_session``, all that it starts with it."""
     code = "import sys; from difftilt.cli import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=new_session,
+    )
 
 
 def records(file: Path, *, without: tuple[str, ...] = ("seconds",)) -> list[dict[str, object]]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from difftilt.verification.rows import Row
+
+from .conftest import spawn
+
+NAMES = {"process": "masked", "algorithm": "ppo", "problem": "tfbind8/SIX6_REF_R1", "target": "none"}
 FAST = ("verify", "--algorithm", "smc:bootstrap", "--problem", "initial-law")
 
 
@@ -59,6 +67,45 @@ def test_a_file_is_rendered(difftilt, work):
     assert "| smc:bootstrap | p\\* (tilted) |" in page.out
 
 
+def test_the_default_pairs_of_a_method_and_a_problem_are_its_variants(difftilt, work):
+    shown = difftilt("verify", "--algorithm", "smc", "--problem", "pairwise", "--jobs", "1", "--json", "rows.json")
+    assert (shown.code, shown.err) == (0, "")
+    found = {row["algorithm"]: row for row in json.loads(Path("rows.json").read_text())["rows"]}
+    assert set(found) == {"smc", "smc:default", "smc:bootstrap"}
+    assert all(row["passed"] and abs(row["kl_nats"]) < 0.01 < row["kl_removed"] for row in found.values())
+
+
+def test_missing_data_are_a_row_without_a_verdict_that_is_made_later(difftilt, work, monkeypatch):
+    words = ("verify", "--algorithm", "adjoint_matching", "--problem", "tfbind8/SIX6_REF_R1", "--json", "rows.json")
+    with monkeypatch.context() as without:
+        without.setattr("difftilt.verification.rows.find", lambda name: None)
+        shown = difftilt(*words)
+    assert (shown.code, shown.err) == (0, "")
+    assert "difftilt data prepare tfbind8/SIX6_REF_R1" in shown.out
+    (row,) = json.loads(Path("rows.json").read_text())["rows"]
+    assert (row["passed"], row["kl_nats"]) == (None, None)
+    monkeypatch.setattr("difftilt.verification.table.verify", lambda pair, seed: Row(**NAMES, reason="made"))
+    assert difftilt(*words).code == 0
+    assert [row["reason"] for row in json.loads(Path("rows.json").read_text())["rows"]] == ["made"]
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_stopped_by_ctrl_c_it_says_how_to_go_on(work, whole_group):
+    """A terminal signals every process of the command; `kill -INT` the first only."""
+    words = ("verify", "--algorithm", "smc", "--process", "gaussian", "--full", "--json", "rows.json", "--jobs", "2")
+    process = spawn(*words, new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("1/18")
+    started = time.monotonic()
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == f"difftilt: stopped; go on with: difftilt {' '.join(words)}\n"
+    assert time.monotonic() - started < 20
+    rows = json.loads(Path("rows.json").read_text())["rows"]
+    assert 0 < len(rows) < 18
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -66,7 +113,8 @@ def test_a_file_is_rendered(difftilt, work):
         (("--problem", "mixtures"), "'mixture'"),
         (("--process", "gauss"), "'gaussian'"),
         (("--jobs", "0"), "--jobs 1 or more"),
-        (("--render", "missing.json"), "make them with --json"),
+        (("--render", "missing.json"), "name a file that --json made"),
+        (("--process", "gaussian", "--problem", "pairwise"), "'gaussian' and 'pairwise'"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_status_2(difftilt, work, words, hint):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import multiprocessing
+import threading
+import time
 
 import pytest
 import torch
@@ -19,7 +23,17 @@ from difftilt.problems.problem import Problem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.verification import rows, steering, table
 from difftilt.verification.claims import DEFAULT, LABELS, PROBLEMS, Claim, Pair, pairs
-from difftilt.verification.exact import CLASS, FIXED, NONE, TARGETS, TILTED, kl_to, mean_reward_of, moment_errors
+from difftilt.verification.exact import (
+    CLASS,
+    FIXED,
+    NONE,
+    TARGETS,
+    TILTED,
+    approach,
+    kl_to,
+    mean_reward_of,
+    moment_errors,
+)
 from difftilt.verification.rows import train, verify
 
 FIELDS = [
@@ -314,6 +328,24 @@ def test_the_class_optimum_has_no_distance_to_itself():
     assert min(error) > 0.1
 
 
+def test_the_class_optimum_of_linear_gaussian_approaches_the_tilted_law_as_one_over_steps():
+    """Gap of paths and error of the covariance halve as K doubles, KL quarters; tuned to another alpha (twin), not."""
+    found = approach()
+    assert [steps for steps, *_ in found] == [8, 16, 32, 64]
+    for _, gap, error, kl in found:
+        assert 0 < kl < gap  # KL of designs is at most that of paths
+        assert error > 0
+    slopes = [
+        [math.log2(before / after) for before, after in zip(one[1:], other[1:], strict=True)]
+        for one, other in itertools.pairwise(found)
+    ]
+    assert all(0.6 < gap < 1.1 and 0.85 < error < 1.15 and 1.6 < kl < 2.1 for gap, error, kl in slopes)
+    assert slopes == sorted(slopes)  # towards 1, 1 and 2
+    problem = entry("linear-gaussian-64").make()
+    other = problem.chain.optimum(problem.reward, 2 * problem.alpha, soft=False)
+    assert problem.log_z - other.objective(problem.reward, problem.alpha, problem.chain).item() / problem.alpha > 0.1
+
+
 # --- pairs and claims -----------------------------------------------------------------------------------------------
 
 
@@ -352,7 +384,8 @@ def test_filters_choose_pairs():
         ({"algorithm": "pp"}, "known algorithm or sampler; got 'pp'; did you mean 'ppo'"),
         ({"process": "mask"}, "known process; got 'mask'; did you mean 'masked'"),
         ({"problem": "pairwyse"}, "known problem; got 'pairwyse'; did you mean 'pairwise'"),
-        ({"process": "gaussian", "problem": "pairwise"}, "expected a problem over the process 'gaussian'"),
+        ({"process": "gaussian", "problem": "pairwise"}, "that go together; got 'gaussian' and 'pairwise'"),
+        ({"algorithm": "reward_backprop:tau-0.5", "problem": "mixture"}, "got 'reward_backprop:tau-0.5' and 'mixture'"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(asked, message):
@@ -361,6 +394,9 @@ def test_unknown_names_are_refused_with_the_nearest(asked, message):
 
 
 # --- the file and the page ------------------------------------------------------------------------------------------
+
+
+NAMES = {"algorithm": "ppo", "process": "masked", "problem": "pairwise", "target": FIXED}
 
 
 def record(label: str, name: str, **numbers: object) -> dict[str, object]:
@@ -391,20 +427,68 @@ def test_rows_of_another_seed_or_version_are_not_mixed(tmp_path, monkeypatch):
         table.RowFile(path, 3)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows"', "3"])
-def test_a_damaged_file_is_refused(tmp_path, text):
+FOREIGN = ['{"rows": 3}', '{"rows": [3]}', '{"rows": [{"a": 1}]}', '{"seed": 0, "rows": [{"algorithm": "ppo"}]}']
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows"', "3", "\0\x80", *FOREIGN])
+def test_a_damaged_or_foreign_file_is_refused(tmp_path, text):
     path = tmp_path / "rows.json"
-    path.write_text(text)
-    with pytest.raises(StateError, match="damaged"):
-        table.RowFile(path, 0)
-    assert path.read_text() == text
+    path.write_text(text, encoding="latin-1")
+    for read in (lambda: table.RowFile(path, 0), lambda: table.page(path)):
+        with pytest.raises(StateError, match="damaged or foreign"):
+            read()
+    assert path.read_text(encoding="latin-1") == text
+
+
+def test_rows_without_data_are_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "find", lambda name: None)
+    path, pair = tmp_path / "rows.json", Pair("ppo", PROBLEMS[-1])
+    file = table.RowFile(path, 0)
+    file.add(verify(pair, 0).record())
+    file.add(record("smc", "pairwise"))
+    assert file.missing([pair]) == []
+    again = table.RowFile(path, 0)
+    assert again.missing([pair]) == [pair]
+    assert [row["algorithm"] for row in again.rows] == ["smc"]
+
+
+def test_one_job_is_one_thread_and_leaves_the_setting_as_it_was(monkeypatch):
+    threads, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(table, "verify", lambda pair, seed: seen.append(torch.get_num_threads()) or rows.Row(**NAMES))
+    torch.set_num_threads(2)
+    try:
+        assert list(table.run([Pair("ppo", "pairwise")], 0, jobs=1)) == [rows.Row(**NAMES).record()]
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_killed_process_is_told():
+    """As the system does where memory is short."""
+    todo = [Pair("reinforce", "mixture"), Pair("ppo", "mixture")]
+    before = multiprocessing.active_children()
+
+    def kill() -> None:
+        while not (children := set(multiprocessing.active_children()) - set(before)):
+            time.sleep(0.01)
+        children.pop().kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(StateError, match="one that was killed"):
+        list(table.run(todo, 0, jobs=2))
+    killer.join()
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(StateError, match="choose another --json"):
         table.RowFile(tmp_path / "nowhere" / "rows.json", 0)
-    with pytest.raises(StateError, match="make them with --json"):
+    with pytest.raises(StateError, match="name a file that --json made"):
         table.read(tmp_path / "rows.json")
+    with pytest.raises(StateError, match="got 'Is a directory'"):
+        table.RowFile(tmp_path, 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_shows_every_row_with_its_verdict(tmp_path):
@@ -420,5 +504,12 @@ def test_the_page_shows_every_row_with_its_verdict(tmp_path):
     page = table.page(tmp_path / "rows.json")
     good = r"| ppo | p\* (fixed prior) | 0.0012 | 99.9% | 1.000 (1.250) | 7 | 12,000 | yes | KL(p\|\|q) is small |"
     parts = ["# The truth table", "seed 7", "## `pairwise` (masked)", good, "| NO | off |", "- `mcmc`: no score"]
-    places = [page.index(part) for part in [*parts, "## `mixture` (masked)", "| no data |"]]
+    parts += [
+        "## `mixture` (gaussian)",
+        "Two modes on the line, 16 DDPM steps; alpha 0.5.",
+        "| no data |",
+        "tilted law\n",
+    ]
+    places = [page.index(part) for part in parts]
     assert places == sorted(places)
+    assert "| 16 | 0.0114 | 0.183 | 5.31% | 0.850 | 0.00093 | 0.238 |" in page[places[-1] :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,10 +62,14 @@ def command(argv: Sequence[str]) -> None:
     missing = file.missing(chosen)
     wanted = {(pair.label, pair.problem) for pair in chosen}
     rows = [row for row in file.rows if (row["algorithm"], row["problem"]) in wanted]
-    with Shown(len(chosen), rows) as shown:
-        for row in table.run(missing, asked.seed, jobs=asked.jobs):
-            file.add(row)
-            shown.add(row)
+    try:
+        with Shown(len(chosen), rows) as shown:
+            for row in table.run(missing, asked.seed, jobs=asked.jobs):
+                file.add(row)
+                shown.add(row)
+    except KeyboardInterrupt:
+        again = f"go on with: {shlex.join([*COMMAND.split(), *argv])}"
+        raise KeyboardInterrupt(f"stopped; {again if asked.json else '--json FILE keeps what was made'}") from None
     verdicts = [row["passed"] for row in rows]
     spent = sum(row["seconds"] or 0 for row in rows)
     say(

@@ -54,8 +54,8 @@ class Claim:
     """Why no law is claimed."""
 
 
-SCORE = ("ppo", "reinforce", "trajectory_balance", "path_consistency", "detailed_balance", "subtrajectory_balance")
 SQUARES = ("path_consistency", "detailed_balance", "subtrajectory_balance")
+SCORE = ("ppo", "reinforce", "trajectory_balance", "vargrad", *SQUARES)
 """Score-function and balance methods; of these, the ones whose loss is 0 only at the target itself."""
 FORWARD = ("reward_weighted_mle", "value_weighted_mle", "renoised_mle", "distill")
 """Methods of weighted likelihood: forward KL."""
@@ -130,23 +130,22 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     "chain": (400, {"batch": 1024, "learning_rate": 3e-3}),
     "parallel": (400, {"batch": 1024, "learning_rate": 3e-3}),
     "factor": (120, {"batch": 16_384, "learning_rate": 0.02}),
-    "affine": (400, {"batch": 512, "learning_rate": 0.02}),
+    "affine": (400, {"batch": 1024, "learning_rate": 0.01}),
     "line": (600, {"batch": 512, "learning_rate": 5e-3}),
 }
 """Updates and settings for each kind of problem; the learning rate falls linearly to 0."""
 CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("renoised_mle", "chain"): (900, {}),
-    ("distill", "chain"): (130, {"batch": 2048}),
+    ("distill", "chain"): (200, {"learning_rate": 2e-3}),
     ("raft", "chain"): (100, {}),
-    **{("reward_backprop", kind): (200, {"batch": 32}) for kind in ("chain", "parallel")},
+    **{("reward_backprop", kind): (300, {"batch": 64}) for kind in ("chain", "parallel")},
     ("path_consistency", "chain"): (500, {}),
     ("detailed_balance", "chain"): (500, {}),
     ("subtrajectory_balance", "chain"): (500, {}),
     ("trajectory_balance", "factor"): (100, {"minibatches": 4}),
-    ("ppo", "affine"): (400, {"learning_rate": 0.01}),
-    ("reward_weighted_mle", "affine"): (400, {"batch": 2048, "learning_rate": 0.01}),
-    ("value_weighted_mle", "affine"): (150, {}),
-    ("distill", "affine"): (200, {"batch": 2048, "learning_rate": 0.01}),
+    ("reward_weighted_mle", "affine"): (400, {"batch": 2048}),
+    ("value_weighted_mle", "affine"): (200, {}),
+    ("distill", "affine"): (200, {"batch": 2048}),
 }
 """Updates and settings that differ, by algorithm and kind of problem."""
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -229,7 +228,8 @@ def pairs(
         and (":tau" not in pair.label or pair.process == "masked")
     ]
     if not chosen:
-        raise ConfigError(f"expected a problem over the process '{process}'; got '{problem}'; leave out one of them")
+        asked = " and ".join(f"'{name}'" for name in (algorithm, process, problem) if name is not None)
+        raise ConfigError(f"expected names that go together; got {asked}; leave out one of them")
     usual = [pair for pair in chosen if (pair.label, pair.problem) in DEFAULT]
     return usual if usual and not full else chosen
 

@@ -16,6 +16,7 @@ import torch
 
 from difftilt.core.policy import Policy
 from difftilt.problems.affine import AffineProblem
+from difftilt.problems.library import LIBRARY, entry
 from difftilt.problems.line import LineProblem
 from difftilt.problems.problem import Histogram, Problem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
@@ -54,8 +55,26 @@ def mean_reward_of(target: str, problem: Problem) -> float:
 def moment_errors(problem: AffineProblem, policy: Policy) -> tuple[float, float]:
     """Relative errors of mean and covariance (Frobenius) against the class optimum, 0 where they are the same."""
     pairs = zip(problem.law(policy), _gaussian(CLASS, problem), strict=True)
-    mean, covariance = (((mine - best).norm() / best.norm()).item() for mine, best in pairs)
+    mean, covariance = (_relative(mine, best) for mine, best in pairs)
     return mean, covariance
+
+
+def approach() -> list[tuple[int, float, float, float]]:
+    r"""How far the class optimum of ``linear-gaussian`` is from the tilted law, by the number of steps ``K``.
+
+    Returns:
+        ``K``; :math:`\log Z - J^\circ / \alpha`, nats, and the relative error of the covariance, both of order 1 / K;
+        KL of the law of :math:`x_0`, nats, of order 1 / K^2.
+    """
+    found = []
+    for name in LIBRARY:
+        problem = entry(name).make() if name.startswith("linear-gaussian") else None
+        if isinstance(problem, AffineProblem):
+            best = problem.chain.expected_value(problem.reward, problem.alpha, soft=False).item()
+            error = _relative(_gaussian(CLASS, problem)[1], problem.tilted[1])
+            kl = problem.class_optimum.law_kl(*problem.tilted).item()
+            found.append((problem.pretrained.steps, problem.log_z - best / problem.alpha, error, kl))
+    return sorted(found)
 
 
 def histogram(target: str, problem: Problem, x_0: Tensor, log_weight: Float[Tensor, " N"]) -> Histogram:
@@ -68,3 +87,7 @@ def _gaussian(target: str, problem: AffineProblem) -> tuple[Tensor, Tensor]:
         return problem.tilted
     means, covariances = problem.class_optimum.marginals()
     return means[-1], covariances[-1]
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()

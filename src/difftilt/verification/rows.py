@@ -24,6 +24,9 @@ from difftilt.verification.claims import Claim, Pair
 from difftilt.verification.exact import NONE, kl_to, mean_reward_of, moment_errors
 from difftilt.verification.steering import steer
 
+NO_DATA = "no data"
+"""How the reason of a row without them begins."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -67,7 +70,7 @@ def verify(pair: Pair, seed: int) -> Row:
     try:
         problem = load_problem(pair.problem)
         if problem is None:
-            return Row(**known, reason=f"no data: `difftilt data prepare {pair.problem}` fetches them")
+            return Row(**known, reason=f"{NO_DATA}: `difftilt data prepare {pair.problem}` fetches them")
         rng = Streams(seed)(f"verify/{pair.label}/{pair.problem}")
         if pair.steered:
             found = steer(pair.label, problem, pair.claim, rng)

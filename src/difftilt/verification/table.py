@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from difftilt.errors import StateError
+from difftilt.problems.library import entry
 from difftilt.tracking.run import provenance
 from difftilt.verification.claims import LABELS, PROBLEMS, Pair
-from difftilt.verification.rows import verify
+from difftilt.verification.exact import approach
+from difftilt.verification.rows import NO_DATA, Row, verify
 
 Record = dict[str, Any]
+FIELDS = [field.name for field in fields(Row)]
 
 
 class RowFile:
     """``{"seed": ..., "commit": ..., "rows": [...]}``; each finished row is on disk before the next is waited for.
+
+    Rows that lacked their data are forgotten: these may be there by now.
 
     Args:
         path: the file; ``None`` keeps rows in memory only.
@@ -34,8 +42,8 @@ class RowFile:
         self.path, self.head, self.rows = path, {"seed": seed, **provenance()}, []
         if path is None:
             return
-        if path.is_file():
-            self.rows = read(path, self.head)
+        if path.exists():
+            self.rows = [row for row in read(path, self.head) if not row["reason"].startswith(NO_DATA)]
         self._write()
 
     def missing(self, pairs: Sequence[Pair]) -> list[Pair]:
@@ -74,10 +82,14 @@ def read(path: Path, head: Record | None = None) -> list[Record]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         rows, found = table["rows"], {name: value for name, value in table.items() if name != "rows"}
+        if not all(list(row) == FIELDS for row in rows):
+            raise ValueError
     except OSError as error:
-        raise StateError(f"expected rows in '{path}'; got '{error.strerror}'; make them with --json") from error
+        raise StateError(f"expected rows in '{path}'; got '{error.strerror}'; name a file that --json made") from error
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise StateError(f"expected \"rows\" in '{path}'; got a damaged file; delete it, or choose another") from None
+        raise StateError(
+            f"expected \"rows\" in '{path}'; got a damaged or foreign file; delete it, or choose another"
+        ) from None
     for name, value in ({} if head is None else head).items():
         if found.get(name) != value:
             raise StateError(
@@ -88,19 +100,45 @@ def read(path: Path, head: Record | None = None) -> list[Record]:
 
 
 def run(pairs: Sequence[Pair], seed: int, *, jobs: int) -> Iterator[Record]:
-    """Rows of ``pairs`` as they finish, ``jobs`` processes of one thread each (none of their own where one will do)."""
+    """Rows of ``pairs`` as they finish, ``jobs`` processes of one thread each (none of their own where one will do).
+
+    Stopped early, by Ctrl-C say, it ends those processes at once: rows that they were at are lost.
+
+    Raises:
+        StateError: a process was killed.
+    """
     if jobs == 1 or len(pairs) < 2:
-        for pair in pairs:
-            yield verify(pair, seed).record()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for pair in pairs:
+                yield verify(pair, seed).record()
+        finally:
+            torch.set_num_threads(threads)
         return
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle)
+    first = sorted(pairs, key=lambda pair: pair.kind != "factor")  # the longest, so that none is alone at the end
     try:
-        first = sorted(pairs, key=lambda pair: pair.kind != "factor")  # the longest, so that none is alone at the end
         for done in as_completed([pool.submit(verify, pair, seed) for pair in first]):
             yield done.result().record()
+    except BaseException as stop:
+        for child in set(multiprocessing.active_children()) - set(others):
+            child.terminate()
+        if isinstance(stop, BrokenProcessPool):
+            raise StateError(
+                "expected every process to end by itself; got one that was killed (memory short?); the same command "
+                "goes on from the rows in --json: give it --jobs 1"
+            ) from None
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _settle() -> None:
+    """One thread; Ctrl-C is the parent's to answer."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 COLUMNS = ("algorithm", "problem", "target", "KL, nats", "KL removed", "reward (exact)", "s", "reward calls", "passed")
@@ -132,13 +170,25 @@ Each method is run on problems whose answers are exact, and judged against the l
   tells nothing of the design.
 - **class optimum**: the best objective among policies with Gaussian steps of fixed variance, or tokens that are
   independent within a step.
-- **none**: no law is claimed, and there is no verdict; KL is then to p\\* (fixed prior).
+- **none**: no law is claimed, and so there is no verdict (`-`; `null` in the file): KL is then told against p\\* (fixed
+  prior), and the last column says why nothing is claimed.
+
+A method that is not defined for a problem has no numbers and no verdict either; it is named, with its own words, below
+the problem's table.
 
 `KL removed` is the share of the pretrained model's KL to that law that is gone; `reward (exact)` the mean reward
-reached, and that of the law; `s` CPU seconds of training or drawing. KL of trained methods is exact; that of samplers
-is exact where their law is known, else estimated without bias from the stated number of draws, with its standard error:
-it may then be just below 0. A name with `:variant` is the same method run in another way: `:default` makes its own
-estimate of the soft value, where the bare name is given the exact one.
+reached, and that of the law; `s` CPU seconds of training or drawing on one core (process time: waiting for a busy
+machine is not counted, nor is finding the exact answers). KL of trained methods is exact; that of samplers is exact
+where their law is known, else estimated without bias from the stated number of draws, with its standard error: it may
+then be just below 0. A name with `:variant` is the same method run in another way: `:default` makes its own estimate of
+the soft value, where the bare name is given the exact one; `reward_backprop:tau-T` keeps one temperature throughout, so
+that its KL is the bias of the straight-through gradient at that temperature.
+"""
+APPROACH = """## From the class optimum to the tilted law
+
+Tuning moves the means of Gaussian steps, and leaves their variances: the best that any method can reach on
+`linear-gaussian` is the class optimum (by Riccati recursion), which approaches the tilted law as 1/K. Nothing is
+trained or drawn here.
 """
 
 
@@ -157,13 +207,23 @@ def page(path: Path) -> str:
         mine.sort(key=lambda row: places.get(row["algorithm"], len(places)))
         if mine:
             parts.append(_section(problem, mine))
-    return "\n".join(parts)
+    parts.append(APPROACH)
+    names = ("K", "log Z - J / alpha, nats", "times K", "error of the covariance", "times K", "KL, nats", "times K^2")
+    parts += [_line(names), "|---" * len(names) + "|"]
+    for steps, gap, error, kl in approach():
+        parts.append(
+            f"| {steps} | {gap:.4f} | {steps * gap:.3f} | {error:.2%} | {steps * error:.3f} | {kl:.2g} "
+            f"| {steps**2 * kl:.3f} |"
+        )
+    return "\n".join(parts) + "\n"
 
 
 def _section(problem: str, rows: Sequence[Record]) -> str:
     shown = [0, *range(2, len(COLUMNS))]
     undefined = [row for row in rows if row["reason"].startswith("not defined")]
-    lines = [f"## `{problem}` ({rows[0]['process']})", "", _line([*(COLUMNS[i] for i in shown), "judged by"])]
+    known = entry(problem.partition("/")[0])
+    told = f"{known.summary[0].upper()}{known.summary[1:]}; alpha {known.alpha:g}."
+    lines = [f"## `{problem}` ({known.process})", "", told, "", _line([*(COLUMNS[i] for i in shown), "judged by"])]
     lines.append("|---" * (len(shown) + 1) + "|")
     for row in rows:
         if row not in undefined:

@@ -33,6 +33,7 @@ _PUBLIC = {
     "AdjointMatching": ("difftilt.algorithms.adjoint_matching", "AdjointMatching"),
     "RewardBackprop": ("difftilt.algorithms.reward_backprop", "RewardBackprop"),
     "TrajectoryBalance": ("difftilt.algorithms.trajectory_balance", "TrajectoryBalance"),
+    "VarGrad": ("difftilt.algorithms.trajectory_balance", "VarGrad"),
     "BestOfN": ("difftilt.samplers.best_of_n", "BestOfN"),
     "Policy": ("difftilt.core.policy", "Policy"),
     "Conditions": ("difftilt.core.conditions", "Conditions"),

@@ -20,7 +20,7 @@ from difftilt.algorithms.reinforce import Reinforce
 from difftilt.algorithms.renoised_mle import RenoisedMLE
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
-from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad
 from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import CONFIG, Policy
@@ -56,6 +56,7 @@ ALGORITHMS: dict[str, type] = {
     "ppo": PPO,
     "reward_backprop": RewardBackprop,
     "trajectory_balance": TrajectoryBalance,
+    "vargrad": VarGrad,
     "adjoint_matching": AdjointMatching,
     "path_consistency": PathConsistency,
     "detailed_balance": DetailedBalance,

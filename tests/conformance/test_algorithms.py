@@ -45,6 +45,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "path_consistency": [{}, {"span": 2, "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
     "detailed_balance": [{}],
     "subtrajectory_balance": [{}],
+    "vargrad": [{}],
     "reinforce": [{}, {"baseline": "value", "steps_per_path": 2}],
     "raft": [{"keep": 0.3}],
     "renoised_mle": [{}, {"steps_per_path": 2}],

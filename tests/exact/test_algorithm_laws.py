@@ -17,7 +17,7 @@ from difftilt.algorithms.ppo import PPO, ppo_loss
 from difftilt.algorithms.reinforce import Reinforce, reinforce_loss
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
-from difftilt.algorithms.trajectory_balance import TrajectoryBalance, trajectory_balance_loss
+from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad, mean_by, trajectory_balance_loss
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Scores
@@ -225,6 +225,60 @@ def test_the_on_policy_balance_gradient_is_twice_that_of_the_gap(problem: Tilted
     got = gradient(tb_residual_loss(problem, policy), policy)
     torch.testing.assert_close(got, exact, rtol=1e-8, atol=1e-9)
     assert (gradient(tb_residual_loss(problem, policy, alpha=2 * ALPHA), policy) - exact).norm() > 0.1 * exact.norm()
+
+
+def vargrad_gradient(problem: TiltedProblem, policy: Policy, *, alpha: float = ALPHA, **settings: str) -> torch.Tensor:
+    """Gradient of the algorithm's own loss on 40 fresh paths of ``policy``, tuned toward alpha."""
+    algorithm = VarGrad(**settings)
+    state = algorithm.init(policy, [Anchor(problem.pretrained, alpha)])
+    state.updates = 1  # a learned log Z stays at 0 then
+    path = rollout(policy, 40, torch.Generator().manual_seed(0), references=[problem.pretrained])
+    data, rows, rng = collected(problem, path), torch.arange(40), torch.Generator()
+    targets = algorithm.targets(state, data)
+    loss, _ = algorithm.loss(state, data, targets, choose_steps(path, rows, None, rng), rows, rng)
+    return gradient(loss, policy)
+
+
+def test_vargrad_descends_the_variance_of_log_weights(problem: TiltedProblem) -> None:
+    """Equation (2) by hand; a mean of squares without log Z, or alpha doubled (twins), is another gradient."""
+    policy = perturbed(problem)
+    path = rollout(policy, 40, torch.Generator().manual_seed(0), references=[problem.pretrained])
+    reward = collected(problem, path).scores.value
+    log_prob = [policy.step(path.states[k], path.times[k], path.times[k + 1]).log_prob(path.states[k + 1])
+                for k in range(path.steps)]  # fmt: skip
+    weight = (torch.stack(log_prob) - path.reference_log_prob[0]).sum(0) - reward / ALPHA
+    by_hand = gradient(weight.var(correction=0), policy)
+    torch.testing.assert_close(vargrad_gradient(problem, policy), by_hand)
+    for broken in ({"log_z": "learned"}, {"alpha": 2 * ALPHA}):
+        other = vargrad_gradient(problem, perturbed(problem), **broken)
+        assert (other - by_hand).norm() > 0.05 * by_hand.norm(), broken
+
+
+def test_the_variance_has_no_gradient_at_the_tilted_law_only(problem: TiltedProblem) -> None:
+    """On any paths: log-weights are all log Z there. Not with alpha doubled, nor elsewhere."""
+    best = optimal(problem).requires_grad_(True)
+    assert vargrad_gradient(problem, best).norm() < 1e-8
+    assert vargrad_gradient(problem, best, alpha=2 * ALPHA).norm() > 1e-2
+    assert vargrad_gradient(problem, perturbed(problem)).norm() > 1e-2
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_expected_variance_gradient_is_that_of_the_gap_but_for_its_own_mean(size: int) -> None:
+    """Over all minibatches of two or three paths, by enumeration: 2 (1 - 1/n) times; 2 times (twin) is not it."""
+    problem = random_pairwise(2, 2, alpha=ALPHA, target_kl=0.3, seed=0)
+    policy = perturbed(problem)
+    exact = gradient(-2 * problem.objective(policy, grad=True) / ALPHA, policy)
+    paths, p, reward = every_path(problem, policy)
+    steps = choose_steps(paths, torch.arange(paths.batch), None, torch.Generator())
+    log_prob = policy.step(steps.x_t, steps.t, steps.s).log_prob(steps.x_s).view(paths.steps, -1).sum(0)
+    ratio, total = log_prob - paths.reference_log_prob[0].sum(0), torch.zeros((), dtype=torch.float64)
+    for batch in itertools.product(range(len(p)), repeat=size):
+        rows = torch.tensor(batch)
+        log_z = mean_by(reward[rows] / ALPHA - ratio[rows], torch.zeros(size, dtype=torch.long))
+        total = total + p[rows].prod() * trajectory_balance_loss(ratio[rows], reward[rows], log_z, alpha=ALPHA)
+    got = gradient(total, policy)
+    torch.testing.assert_close(got, (1 - 1 / size) * exact, rtol=1e-8, atol=1e-9)
+    assert (got - exact).norm() > 0.1 * exact.norm()
 
 
 def test_the_ppo_gradient_vanishes_at_the_tilted_law_path_by_path(problem: TiltedProblem) -> None:

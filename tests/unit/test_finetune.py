@@ -16,7 +16,7 @@ import torch
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_backprop import RewardBackprop
-from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad
 from difftilt.core.algorithm import Anchor
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
@@ -35,7 +35,7 @@ ALPHA = 0.5
 ALGORITHMS = {
     "ppo": PPO(alpha=ALPHA, batch=16, learning_rate=0.02, steps_per_path=2),
     "trajectory_balance": TrajectoryBalance(alpha=ALPHA, batch=16, learning_rate=0.02, log_z="learned"),
-    "vargrad": TrajectoryBalance(alpha=ALPHA, batch=16, learning_rate=0.02),
+    "vargrad": VarGrad(alpha=ALPHA, batch=16, learning_rate=0.02),
     "reward_backprop": RewardBackprop(alpha=ALPHA, batch=16, learning_rate=0.02, random_truncation=True, tau_updates=9),
 }
 LOOP = LoopConfig(steps=9, checkpoint_every=3, judge_every=2)

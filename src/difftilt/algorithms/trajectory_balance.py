@@ -5,8 +5,12 @@ With anchors :math:`(p_a, w_a)`, :math:`\alpha = \sum_a w_a` and :math:`L_b = \s
 .. math:: L(\theta, \log Z) = \frac1B \sum_b \big( \log Z + L_b - r(x_0^b) / \alpha \big)^2                 \qquad (1)
 
 It is 0 iff :math:`p_\theta(\text{path}) = p_{pre}(\text{path}) e^{r/\alpha} / Z` on every path visited. With
-``log_z="batch"`` (VarGrad) log Z is the batch mean of :math:`r/\alpha - L`, and (1) is the batch variance; with
-``"learned"`` it is a parameter with its own learning rate. On-policy, the gradient in theta is twice that of
+``log_z="batch"`` (*VarGrad*, registered by that name too) log Z is the mean of :math:`r/\alpha - L` over the batch's
+paths of a condition, and (1) is their variance
+
+.. math:: L(\theta) = \mathrm{Var}_b \big[ L_b - r(x_0^b) / \alpha \big];                             \qquad (2)
+
+with ``"learned"`` it is a parameter with its own learning rate. On-policy, the gradient in theta is twice that of
 :math:`-J/\alpha`, with a variance that vanishes at the optimum.
 
 The loss is valid on anybody's paths: see :mod:`difftilt.algorithms.replay` for replay and exploration.
@@ -166,6 +170,14 @@ class TrajectoryBalance(OffPolicySettings, FeasibilitySettings):
             push = centred_advantage(torch.zeros_like(value), feasible, feasibility_weight=weight)
             loss = loss - 2 * (push * change).mean()
         return loss, {"log_z": log_z.detach().mean() if feasible.any() else state.log_z.detach().mean()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarGrad(TrajectoryBalance):
+    """VarGrad: the variance (2), which is trajectory balance with the batch's own log Z."""
+
+    log_z: str = "batch"
+    """``"batch"``."""
 
 
 def mean_by(values: Float[Tensor, " B"], label: Int[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -17,15 +18,16 @@ from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.problems.landscapes import random_pairwise
+from difftilt.problems.landscapes import TableReward, random_pairwise
 from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic
 from difftilt.problems.selection import selection_law, value_weighted_law
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.processes.gaussian import Gaussian
-from difftilt.samplers.classifier_guidance import GuidedPolicy
+from difftilt.samplers.classifier_guidance import ClassifierGuidance, GuidedPolicy
 from difftilt.samplers.steering import draw
 from difftilt.samplers.value_weighted import ValueWeighted
 from difftilt.values.plug_in import PlugIn
+from difftilt.values.regression import Regression, fit_value
 
 ALPHA = 0.5
 MANY = (8, 16, 32, 64)
@@ -190,6 +192,26 @@ def test_guidance_by_the_plug_in_value_removes_most_of_the_kl(problem: TiltedPro
     value = PlugIn(problem.pretrained, problem.reward)
     for tokens in ("exact", "first_order"):
         assert problem.kl(GuidedPolicy(problem.pretrained, value, alpha=ALPHA, tokens=tokens)) < 0.15 * start
+
+
+def test_guidance_by_a_regressed_value_steers_by_a_black_box(problem: TiltedProblem) -> None:
+    """The last step leans on the learnt reward. Twin: on none, the last letters stay those of the pretrained law."""
+    designs = problem.pretrained.codec.decode(problem.chain.designs)
+    box = TableReward(dict(zip(designs, problem.table.tolist(), strict=True)))
+    settings = Regression(alpha=ALPHA, paths=4000, updates=1500, batch=256)
+    value = fit_value(problem.pretrained, box, torch.Generator().manual_seed(0), settings)
+    start = problem.kl(problem.pretrained)
+    reached = problem.kl(GuidedPolicy(problem.pretrained, value, alpha=ALPHA))
+    assert reached < 0.1 * start
+
+    def but_the_end(x: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        return value(x, t, cond) if t > 0 else 0.0 * x.sum((1, 2))
+
+    assert problem.kl(GuidedPolicy(problem.pretrained, but_the_end, alpha=ALPHA)) > 2 * reached
+    x_0 = ClassifierGuidance(alpha=ALPHA)(problem.pretrained, box, 50, torch.Generator(), value=value).x_0
+    assert (x_0 < 3).all()
+    with pytest.raises(UnsupportedError, match="got TableReward, a black box"):
+        problem.kl(GuidedPolicy(problem.pretrained, PlugIn(problem.pretrained, box), alpha=ALPHA))
 
 
 def test_guidance_by_single_sites_needs_steps_that_show_one_token() -> None:

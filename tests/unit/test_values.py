@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,11 +17,13 @@ from difftilt.core.schedule import uniform_grid
 from difftilt.core.trajectory import rollout
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, DataError, UnsupportedError
+from difftilt.networks.conditioned import conditioned
 from difftilt.problems.landscapes import TableReward, TabularDenoiser, random_pairwise
 from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
+from difftilt.rewards.likelihood import LabelLikelihood
 from difftilt.values.calibration import calibration
 from difftilt.values.monte_carlo import MonteCarlo
 from difftilt.values.plug_in import OneJump, PlugIn, default_value
@@ -225,6 +228,44 @@ def test_conditions_reach_the_network_row_by_row() -> None:
     assert seen == [[8, 8], [7, 9, 7, 9], [7, 9, 7, 9]]
 
 
+class Label:
+    """A conditional reward that is worth the condition alone, whatever the design, relaxed or not."""
+
+    def __call__(self, designs: Any) -> Any:
+        raise AssertionError("asked without conditions")
+
+    def under(self, cond: Any) -> Any:
+        class Under:
+            def __call__(self, designs: Any) -> torch.Tensor:
+                assert len(designs) == len(cond["c"])
+                return cond["c"].double()
+
+            def on_probabilities(self, p: torch.Tensor) -> torch.Tensor:
+                assert len(p) == len(cond["c"])
+                return cond["c"].double()
+
+        return Under()
+
+
+def test_every_estimate_asks_a_conditional_reward_about_the_condition_of_each_row(problem: TiltedProblem) -> None:
+    """Rows of several conditions and times: the value is the condition, exactly, drawn or not, at the end too."""
+    policy, rng = problem.pretrained, torch.Generator().manual_seed(0)
+    x_t = torch.tensor([[3, 3, 3], [0, 3, 3], [1, 2, 0], [3, 1, 3], [2, 2, 2]])
+    times = torch.tensor([1.0, 2 / 3, 0.0, 2 / 3, 0.0], dtype=torch.float64)
+    cond = {"c": torch.tensor([5, 7, 11, 13, 17])}
+    fitted = fit_value(policy, Label(), rng, Regression(alpha=1.0, paths=60, updates=3), cond={"c": torch.ones(60)})
+    for value in (
+        PlugIn(policy, Label()),
+        OneJump(policy, Label(), rng, ALPHA, 3),
+        MonteCarlo(policy, Label(), rng, ALPHA, 3),
+        default_value(policy, Label(), rng, alpha=ALPHA, cond=cond),
+    ):
+        torch.testing.assert_close(value(x_t, times, cond), cond["c"].double())
+    assert isinstance(default_value(policy, Label(), rng, alpha=ALPHA, cond=cond), PlugIn)
+    done = times == 0
+    torch.testing.assert_close(fitted(x_t[done], times[done], {"c": cond["c"][done]}), cond["c"][done].double())
+
+
 # --- regression -------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +339,58 @@ def test_a_fitted_value_is_calibrated_where_the_exact_one_is_known(problem: Tilt
         problem.pretrained, problem.reward, rng, Regression(alpha=100.0, paths=4000, updates=600, batch=256)
     )
     assert abs(calibration(mean, problem.value(), path)[0].bias) > 0.2
+
+
+@pytest.mark.parametrize("target", ["reward", "bellman"])
+def test_a_fitted_value_tells_conditions_apart(target: str) -> None:
+    """Two labels, r = log p(y | x): calibrated against the exact value of each. Twin: told the other label."""
+    policy = conditioned(random_pairwise(3, 3, alpha=1.0, target_kl=0.7, seed=2).pretrained, 2).frozen_copy()
+    weight = 1.5 * torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def log_likelihood(designs: list[str]) -> torch.Tensor:
+        return weight[torch.arange(3), policy.codec.encode(designs)].sum(1).log_softmax(-1)
+
+    reward, rng = LabelLikelihood(log_likelihood), torch.Generator().manual_seed(0)
+    settings = Regression(alpha=1.0, target=target, paths=4000, updates=1200, batch=256)
+    value = fit_value(policy, reward, rng, settings, cond={"y": torch.arange(4000) % 2})
+    for label in (0, 1):
+        y = torch.tensor([label])
+        exact = TiltedProblem(policy, reward.under({"y": y.expand(27)}), alpha=1.0, cond={"y": y}).value()
+        path = rollout(policy, 500, torch.Generator().manual_seed(1), cond={"y": y.expand(500)})
+        for row in calibration(value, exact, path):
+            assert abs(row.bias) < 0.06
+            assert row.rmse < 0.15
+        other = dataclasses.replace(path, cond={"y": 1 - y.expand(500)})
+        assert max(row.rmse for row in calibration(value, exact, other)) > 0.5
+
+
+def test_conditions_that_a_fitted_value_does_not_know_are_refused(problem: TiltedProblem) -> None:
+    rng, settings = torch.Generator().manual_seed(0), Regression(alpha=1.0, paths=300, updates=2, batch=8)
+    cond = {"c": torch.arange(300) % 3, "d": torch.zeros(300, 2)}
+    value = fit_value(problem.pretrained, problem.reward, rng, settings, cond=cond)
+    x_t, t, _ = states(problem, 1)
+    known = {"d": torch.zeros(len(x_t), 2), "c": torch.full((len(x_t),), 2)}
+    assert value(x_t, t, known).isfinite().all()
+    for unknown, came in ((None, "none"), ({**known, "c": known["c"] + 1}, "another")):
+        with pytest.raises(UnsupportedError, match=f"one of the 3 conditions that the value was fitted to; got {came}"):
+            value(x_t, t, unknown)
+    with pytest.raises(UnsupportedError, match=r"at most 256 different conditions.*got 300"):
+        fit_value(problem.pretrained, problem.reward, rng, settings, cond={"c": torch.arange(300)})
+
+
+def test_a_black_box_is_learnt_at_the_end_too_where_a_gradient_is_asked_for(problem: TiltedProblem) -> None:
+    """The network stands in for the reward of relaxed designs, and only there; a reward with gradients needs none."""
+    rng, settings = torch.Generator().manual_seed(0), Regression(alpha=ALPHA, paths=4000, updates=1200, batch=256)
+    x_0, zero, exact = states(problem, 3)
+    box = TableReward(dict(zip(problem.pretrained.codec.decode(x_0), exact.tolist(), strict=True)))
+    value = fit_value(problem.pretrained, box, rng, settings)
+    torch.testing.assert_close(value(x_0, zero), exact)
+    learnt = value(one_hot(x_0), zero)
+    weight = problem.pretrained_law
+    assert not torch.equal(learnt, exact)
+    assert (weight @ (learnt - exact).square()).sqrt() < 0.15
+    smooth = fit_value(problem.pretrained, problem.reward, rng, Regression(alpha=ALPHA, paths=50, updates=2, batch=8))
+    torch.testing.assert_close(smooth(one_hot(x_0), zero), exact)
 
 
 def test_a_fitted_value_is_the_same_for_equal_seeds_and_costs_its_paths() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.errors import ConfigError
-from difftilt.types import Condition, Int, Tensor
+from difftilt.types import Condition, Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Conditions:
     def rows(self, index: Int[Tensor, " n"]) -> Condition:
         """Conditions by number, on the device of ``index``."""
         return {name: value.to(index.device)[index] for name, value in self.table.items()}
+
+
+def as_vectors(cond: Condition) -> Float[Tensor, "n d"]:
+    """All numbers of each row's condition in one float64 vector, to tell conditions apart."""
+    return torch.cat([cond[name].reshape(len(cond[name]), -1).double() for name in sorted(cond)], dim=1)
 
 
 def repeated(cond: Condition | None, times: int) -> Condition | None:

@@ -20,10 +20,11 @@ import torch
 
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, score
+from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
+from difftilt.samplers.steering import rows_of
 from difftilt.types import Condition, Tensor
 
 
@@ -70,15 +71,10 @@ class BestOfN:
         group = max(1, 4096 // self.candidates)
         for start in range(0, n, group):
             size = min(group, n - start)
-            repeated = None
-            if cond is not None:
-                repeated = {
-                    name: value[start : start + size].repeat_interleave(self.candidates, 0)
-                    for name, value in cond.items()
-                }
+            repeated = rows_of(cond, slice(start, start + size), self.candidates)
             states = _draw(policy, size * self.candidates, rng, repeated, paths=paths)
             x_0 = states[-1]
-            scores = score(reward, policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, self.candidates)
+            scores = score(under(reward, repeated), policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, -1)
             best = torch.arange(size, device=x_0.device) * self.candidates + scores.argmax(1)
             kept.append(states[:, best])
         states = torch.cat(kept, dim=1)

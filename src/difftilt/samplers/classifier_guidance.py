@@ -42,7 +42,7 @@ import torch.nn.functional as F
 
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, score
+from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.transition import Transition
 from difftilt.core.value import Value
@@ -83,10 +83,10 @@ class ClassifierGuidance:
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
         if value is None:
-            value = default_value(policy, reward, rng, alpha=self.alpha)
+            value = default_value(policy, reward, rng, alpha=self.alpha, cond=cond)
         guided = GuidedPolicy(policy, value, alpha=self.alpha, tokens=self.tokens)
         states = rollout(guided, n, rng, cond=cond).states if paths else sample_states(guided, n, rng, cond=cond)[None]
-        feasible = score(reward, policy.codec, states[-1]).feasible
+        feasible = score(under(reward, cond), policy.codec, states[-1]).feasible
         return Weighted(states[-1], unweighted(feasible), None, states if paths else None)
 
 

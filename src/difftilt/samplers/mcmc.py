@@ -32,7 +32,7 @@ import torch
 
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, score
+from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.trajectory import sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
@@ -92,6 +92,7 @@ class MCMC:
                 f"expected a process with a score, over continuous states; got {type(policy.process).__name__}; use "
                 "refine, the Markov chain for any process"
             )
+        reward = under(reward, cond)
         if not isinstance(reward, DifferentiableReward):
             raise UnsupportedError(
                 f"expected a differentiable reward; got {type(reward).__name__}, a black box without on_probabilities; "

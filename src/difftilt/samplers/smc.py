@@ -43,8 +43,9 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.conditions import as_vectors
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward
+from difftilt.core.reward import Reward, under
 from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
@@ -97,7 +98,7 @@ class SMC:
     ) -> Weighted:
         """``n`` weighted designs and the log of (2), over all populations of the one condition."""
         if value is None and self.kind == "twisted":
-            value = default_value(policy, reward, rng, alpha=self.alpha)
+            value = default_value(policy, reward, rng, alpha=self.alpha, cond=cond)
         condition = _conditions(cond, n, policy.device)
         populations = [
             rows for label in condition.unique() for rows in (condition == label).nonzero()[:, 0].split(self.particles)
@@ -109,7 +110,7 @@ class SMC:
             rows = torch.cat(part)
             sizes = [len(population) for population in part]
             own = rows_of(cond, rows)
-            history, log_weight[rows] = self._run(policy, reward, x_1[rows], sizes, rng, own, value, paths)
+            history, log_weight[rows] = self._run(policy, under(reward, own), x_1[rows], sizes, rng, own, value, paths)
             states[:, rows] = history[-len(states) :]
         one_condition = len(condition.unique()) == 1
         log_z = log_mean_exp(log_weight).item() if one_condition else None
@@ -171,9 +172,7 @@ def _conditions(cond: Condition | None, n: int, device: torch.device) -> Int[Ten
     """A number for each row, the same where all conditions are."""
     if not cond:
         return torch.zeros(n, dtype=torch.long, device=device)
-    return torch.cat([value.reshape(n, -1).double() for value in cond.values()], 1).unique(dim=0, return_inverse=True)[
-        1
-    ]
+    return as_vectors(cond).unique(dim=0, return_inverse=True)[1]
 
 
 def _batches(populations: Sequence[Tensor]) -> list[list[Tensor]]:

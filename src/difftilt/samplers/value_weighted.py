@@ -24,7 +24,7 @@ import torch
 
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward
+from difftilt.core.reward import Reward, under
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.samplers.steering import ROWS, Move, check_alpha, draw, log_design_weight, rows_of, unweighted
@@ -73,7 +73,7 @@ class ValueWeighted:
                 "use eta > 0, or classifier_guidance"
             )
         if value is None:
-            value = default_value(policy, reward, rng, alpha=self.alpha)
+            value = default_value(policy, reward, rng, alpha=self.alpha, cond=cond)
         group = max(1, ROWS // self.candidates)
         parts = []
         for start in range(0, n, group):
@@ -100,7 +100,7 @@ class ValueWeighted:
             if s > 0:
                 tilt = value(flat, s, repeated) / self.alpha
             else:
-                tilt = log_design_weight(policy, reward, flat, alpha=self.alpha)
+                tilt = log_design_weight(policy, under(reward, repeated), flat, alpha=self.alpha)
             log_weight = tilt.view(n, self.candidates) + correction
             kept = log_weight.argmax(1) if self.choice == "argmax" else draw(log_weight, rng)
             x_t = candidates[every, kept]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, score
+from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.errors import UnsupportedError
 from difftilt.types import Condition, Float, Tensor
 
@@ -47,7 +47,7 @@ class Estimate(ABC):
         """The reward, ``-inf`` where infeasible."""
         if x_0.requires_grad or relaxed(self.policy, x_0):
             return reward_of_mean(self.policy, self.reward, x_0, x_0.new_zeros((), dtype=torch.float64), cond)
-        value = score(self.reward, self.policy.codec, x_0).value
+        value = score(under(self.reward, cond), self.policy.codec, x_0).value
         return value.where(~value.isnan(), -torch.inf)
 
 
@@ -66,6 +66,7 @@ def reward_of_mean(
     Raises:
         UnsupportedError: the reward is a black box, or the process estimates no mean.
     """
+    reward = under(reward, cond)
     if not isinstance(reward, DifferentiableReward):
         raise UnsupportedError(
             f"expected a reward with on_probabilities, which is defined on the mean of x_0; got {type(reward).__name__}"

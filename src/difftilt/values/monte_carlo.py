@@ -20,7 +20,7 @@ import torch
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.estimate import Estimate
-from difftilt.values.plug_in import refuse_gradient, soft_mean
+from difftilt.values.plug_in import refuse_gradient, repeated, soft_mean
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MonteCarlo(Estimate):
         if distance > 1e-6:
             raise ConfigError(f"expected a time of the grid {grid.tolist()}; got {t.item()}; run the chain's own times")
         x = x_t.repeat(self.rollouts, *(1,) * (x_t.ndim - 1))
-        rows = cond and {name: value.repeat(self.rollouts, *(1,) * (value.ndim - 1)) for name, value in cond.items()}
+        rows = repeated(cond, self.rollouts)
         for k in range(int(start), self.policy.steps):
             x = self.policy.step(x, grid[k], grid[k + 1], rows).sample(self.rng)
-        return soft_mean(self.policy, self.reward, x, len(x_t), alpha=self.alpha)
+        return soft_mean(self.policy, self.reward, x, len(x_t), alpha=self.alpha, cond=cond)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, score
+from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.stats import log_mean_exp
 from difftilt.core.value import Value
 from difftilt.errors import UnsupportedError
@@ -58,10 +58,12 @@ class OneJump(Estimate):
         with torch.no_grad():
             law = self.policy.step(x_t, t, torch.zeros_like(t), cond)
             designs = torch.cat([law.sample(self.rng) for _ in range(self.designs)])
-        return soft_mean(self.policy, self.reward, designs, len(x_t), alpha=self.alpha)
+        return soft_mean(self.policy, self.reward, designs, len(x_t), alpha=self.alpha, cond=cond)
 
 
-def soft_mean(policy: Policy, reward: Reward, x_0: Tensor, rows: int, *, alpha: float) -> Float[Tensor, " B"]:
+def soft_mean(
+    policy: Policy, reward: Reward, x_0: Tensor, rows: int, *, alpha: float, cond: Condition | None = None
+) -> Float[Tensor, " B"]:
     r""":math:`\alpha \log \frac1n \sum_i e^{r(x_0^i)/\alpha}` of each of ``rows`` states; ``-inf`` if none is feasible.
 
     Args:
@@ -70,10 +72,16 @@ def soft_mean(policy: Policy, reward: Reward, x_0: Tensor, rows: int, *, alpha: 
         x_0: finished states, ``[n * rows, *event]``, the states of each draw together.
         rows: number of states.
         alpha: KL temperature, reward units per nat.
+        cond: conditions, one row for each state.
     """
-    value = score(reward, policy.codec, x_0).value.view(-1, rows)
+    value = score(under(reward, repeated(cond, len(x_0) // rows)), policy.codec, x_0).value.view(-1, rows)
     tilt = (value / alpha).where(~value.isnan(), -torch.inf)
     return alpha * torch.stack([log_mean_exp(row) for row in tilt.unbind(1)])
+
+
+def repeated(cond: Condition | None, times: int) -> Condition | None:
+    """All rows of every condition, ``times`` over."""
+    return cond and {name: value.repeat(times, *(1,) * (value.ndim - 1)) for name, value in cond.items()}
 
 
 def refuse_gradient(policy: Policy, x_t: Tensor, kind: str) -> None:
@@ -89,8 +97,10 @@ def refuse_gradient(policy: Policy, x_t: Tensor, kind: str) -> None:
         )
 
 
-def default_value(policy: Policy, reward: Reward, rng: torch.Generator, *, alpha: float) -> Value:
+def default_value(
+    policy: Policy, reward: Reward, rng: torch.Generator, *, alpha: float, cond: Condition | None = None
+) -> Value:
     """What a sampler uses that was given no value: plug-in where the reward allows it, else one-jump."""
-    if isinstance(reward, DifferentiableReward):
+    if isinstance(under(reward, cond), DifferentiableReward):
         return PlugIn(policy, reward)
     return OneJump(policy, reward, rng, alpha)

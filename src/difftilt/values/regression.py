@@ -13,6 +13,9 @@ the start, and (1) goes on linearly from :math:`d` = ``most`` on: nothing overfl
 no residual gets there. A NaN reward is :math:`y = -\infty`; the infinite constant :math:`-y/\alpha` of its loss is
 dropped.
 
+At :math:`t = 0` the value is the reward. Where a gradient is asked of a reward that has none, the network stands in: it
+learns :math:`v_0 = r` as well.
+
 Differs from SVDD-MC, which regresses on ``r`` with squared error. References:
     Uehara et al. 2024, https://arxiv.org/abs/2407.13734; Li et al. 2024 (SVDD-MC), https://arxiv.org/abs/2408.08252;
     Varian 1975 (LINEX, the loss (1)).
@@ -27,13 +30,13 @@ import torch
 from torch import nn
 
 from difftilt.core.policy import Policy
-from difftilt.core.reward import Reward, score
+from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.stats import log_mean_exp
 from difftilt.core.trajectory import rollout
 from difftilt.errors import ConfigError, DataError
 from difftilt.rng import seeded_initialisation
 from difftilt.types import Condition, Float, Tensor
-from difftilt.values.estimate import Estimate
+from difftilt.values.estimate import Estimate, relaxed
 from difftilt.values.network import ValueNetwork
 
 TARGETS = ("reward", "bellman")
@@ -101,6 +104,13 @@ class Regressed(Estimate):
         """The network's. Gradient flows to ``x_t`` and to the network."""
         return self.alpha * (self.offset + self.network(x_t, t.expand(len(x_t)), cond).double())
 
+    def at_end(self, x_0: Tensor, cond: Condition | None) -> Float[Tensor, " B"]:
+        """The reward; the network's where a black box is asked for a gradient."""
+        wanted = x_0.requires_grad or relaxed(self.policy, x_0)
+        if wanted and not isinstance(under(self.reward, cond), DifferentiableReward):
+            return self.at(x_0, x_0.new_zeros((), dtype=torch.float64), cond)
+        return super().at_end(x_0, cond)
+
 
 def fit_value(
     policy: Policy,
@@ -118,15 +128,16 @@ def fit_value(
         reward: scored once on each of ``settings.paths`` designs.
         rng: noise source.
         settings: see :class:`Regression`.
-        network: trained in place; :class:`~difftilt.values.network.ValueNetwork` when not given (it does not see
-            ``cond``).
+        network: trained in place; :class:`~difftilt.values.network.ValueNetwork` when not given, which tells
+            the conditions of ``cond`` apart, and knows no others.
         cond: conditions, one row per path.
 
     Raises:
         DataError: no design was feasible.
+        UnsupportedError: too many conditions for the network of this library.
     """
-    path = rollout(policy, settings.paths, rng, cond=cond)
-    tilt = score(reward, policy.codec, path.x_0).value / settings.alpha
+    path, asked = rollout(policy, settings.paths, rng, cond=cond), under(reward, cond)
+    tilt = score(asked, policy.codec, path.x_0).value / settings.alpha
     tilt = tilt.where(~tilt.isnan(), -math.inf)
     offset = log_mean_exp(tilt).item()
     if offset == -math.inf:
@@ -134,20 +145,22 @@ def fit_value(
     if network is None:
         seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
         with seeded_initialisation(seed):
-            network = ValueNetwork(policy).to(policy.device)
+            network = ValueNetwork(policy, cond=cond).to(policy.device)
     value = Regressed(policy, reward, network, settings.alpha, offset)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.updates)
+    times = path.steps + (not isinstance(asked, DifferentiableReward))
     network.train()
     for _ in range(settings.updates):
         rows = torch.randint(settings.paths, (settings.batch,), generator=rng, device=rng.device)
-        k = torch.randint(path.steps, (settings.batch,), generator=rng, device=rng.device)
+        k = torch.randint(times, (settings.batch,), generator=rng, device=rng.device)
         part = cond and {name: condition[rows] for name, condition in cond.items()}
         target = tilt[rows]
         if settings.target == "bellman":
             with torch.no_grad():
-                after = offset + network(path.states[k + 1, rows], policy.grid[k + 1], part).double()
-            target = after.where(k + 1 < path.steps, target)
+                later = (k + 1).clamp(max=path.steps)
+                after = offset + network(path.states[later, rows], policy.grid[later], part).double()
+            target = after.where(later < path.steps, target)
         own = offset + network(path.states[k, rows], policy.grid[k], part).double()
         loss = soft_value_loss(own, target, alpha=1.0, most=settings.most)  # in nats
         optimiser.zero_grad(set_to_none=True)

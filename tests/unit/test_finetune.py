@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from difftilt.algorithms.ppo import PPO
+from difftilt.algorithms.raft import RAFT
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad
 from difftilt.core.algorithm import Anchor
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
-from difftilt.errors import ConfigError, StateError
+from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.problems.landscapes import TableReward, corrected, random_pairwise
 from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
@@ -120,6 +121,16 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
     assert len(bought) == len(set(bought))
     assert bought == [design for design in whole_scorer.asked if design]
     assert [row["design"] for row in folder.read(folder.oracle)] == bought
+
+
+def test_a_kl_budget_is_refused_where_no_alpha_could_meet_it(problem: TiltedProblem) -> None:
+    """Before anything is paid; the same method without a budget, and another with one, run (twins)."""
+    budget, paid = LoopConfig(steps=1, kl_budget=1.0), Paid(problem)
+    with pytest.raises(UnsupportedError, match="got RAFT, whose loss has none; leave out --kl-budget"):
+        finetune(problem.pretrained, paid, RAFT(batch=8), loop=budget)
+    assert not paid.asked
+    assert finetune(problem.pretrained, paid, RAFT(batch=8), loop=LoopConfig(steps=1)).history
+    assert finetune(problem.pretrained, paid, ALGORITHMS["ppo"], loop=budget).history
 
 
 def test_a_kill_between_paying_and_the_next_checkpoint_is_prepaid(problem: TiltedProblem, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -35,6 +36,9 @@ class RAFT(PathSettings):
 
     keep: float = 0.1
     """Share c of each batch that is learned from, above 0 to 1."""
+
+    tempered: ClassVar[bool] = False
+    """No alpha in the loss, which a KL budget could raise."""
 
     def __post_init__(self) -> None:
         if 1 < self.keep < math.inf:

@@ -19,7 +19,7 @@ from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import sample_states
-from difftilt.errors import ConfigError, StateError
+from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.rewards.function import as_reward
 from difftilt.rewards.oracle import Answer, Oracle, as_oracle
 from difftilt.rng import Streams
@@ -143,8 +143,14 @@ def finetune(
 
     Raises:
         StateError: the folder holds a run and ``resume`` is false.
+        UnsupportedError: a KL budget for a method without a temperature.
     """
     loop = loop or LoopConfig()
+    if loop.kl_budget is not None and not getattr(algorithm, "tempered", True):
+        raise UnsupportedError(
+            f"expected a method that a KL budget can hold back by its alpha; got {type(algorithm).__name__}, whose loss "
+            "has none; leave out --kl-budget and end the run by its logged kl_nats, or use --algorithm ppo"
+        )
     if not policy.process.memoryless:
         warnings.warn(
             f"expected a memoryless process; got {type(policy.process).__name__} whose noise still knows the design: "

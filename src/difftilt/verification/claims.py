@@ -55,8 +55,9 @@ class Claim:
 
 
 SQUARES = ("path_consistency", "detailed_balance", "subtrajectory_balance")
+"""Methods whose loss is 0 only at the target itself."""
 SCORE = ("ppo", "reinforce", "trajectory_balance", "vargrad", *SQUARES)
-"""Score-function and balance methods; of these, the ones whose loss is 0 only at the target itself."""
+"""Score-function and balance methods."""
 FORWARD = ("reward_weighted_mle", "value_weighted_mle", "renoised_mle", "distill")
 """Methods of weighted likelihood: forward KL."""
 

@@ -148,8 +148,8 @@ def finetune(
     loop = loop or LoopConfig()
     if loop.kl_budget is not None and not getattr(algorithm, "tempered", True):
         raise UnsupportedError(
-            f"expected a method that a KL budget can hold back by its alpha; got {type(algorithm).__name__}, whose loss "
-            "has none; leave out --kl-budget and end the run by its logged kl_nats, or use --algorithm ppo"
+            f"expected a method whose alpha a KL budget can move; got {type(algorithm).__name__}, whose loss has none; "
+            "leave out --kl-budget and end the run by its logged kl_nats, or use --algorithm ppo"
         )
     if not policy.process.memoryless:
         warnings.warn(

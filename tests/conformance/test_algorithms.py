@@ -402,8 +402,9 @@ def test_numbers_without_meaning_are_refused_before_anything_is_paid(name: str, 
     del numeric["alpha"]  # the anchors' weight, tested above
     for field, type_ in numeric.items():
         if field in SHARES:
-            for bad in (-0.1, 1.0, math.nan):
-                with pytest.raises(ConfigError, match=f"expected {field} of 0 to below 1; got {bad}"):
+            most = "below 1" if field == "running" else "1"
+            for bad in (-0.1, 1.0 if field == "running" else 1.1, math.nan):
+                with pytest.raises(ConfigError, match=f"expected {field} of 0 to {most}; got {bad}"):
                     kind(**{field: bad})
             continue
         for bad in (0, -1) if type_ is int else (0.0, -1.0, math.nan, math.inf):

@@ -114,6 +114,12 @@ def test_value_weighting_reaches_the_law_of_its_value(problem: TiltedProblem) ->
     assert problem.kl(tuned(problem, algorithm, 100, value=other.value())) > 0.01
 
 
+def test_value_weighting_takes_states_of_any_path(problem: TiltedProblem) -> None:
+    """Old paths and paths of p_pre to roll in with, the same law; a resumed buffer is tested with the others."""
+    algorithm = ValueWeightedMLE(batch=128, learning_rate=0.05, replay=0.5, exploration=1.0)
+    assert problem.kl(tuned(problem, algorithm, 100, value=problem.value())) < 0.005
+
+
 def test_a_fitted_value_is_resumed_and_not_bought_again(problem: TiltedProblem) -> None:
     algorithm, anchors = (
         ValueWeightedMLE(batch=16, value_paths=64, value_updates=50),

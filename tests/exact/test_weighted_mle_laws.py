@@ -18,7 +18,7 @@ from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Scores
-from difftilt.errors import UnsupportedError
+from difftilt.errors import StateError, UnsupportedError
 from difftilt.problems.landscapes import TableReward, random_pairwise
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.tracking.checkpoint import load_checkpoint, save_checkpoint
@@ -162,6 +162,59 @@ def test_without_path_correction_the_tilt_compounds(problem: TiltedProblem) -> N
 def test_other_peoples_paths_lead_to_the_same_law(problem: TiltedProblem, algorithm: object) -> None:
     algorithm = replace(algorithm, batch=256, learning_rate=0.05, replay_paths=512)
     assert problem.kl(tuned(problem, algorithm, 150)) < 0.01
+
+
+def offline(problem: TiltedProblem, algorithm: object, updates: int) -> tuple[Policy, list[object]]:
+    """Tuned on 20,000 remembered paths of p_pre, without asking for a reward."""
+    begun = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
+    rng = torch.Generator().manual_seed(0)
+    begun.remember(collect_from(problem.pretrained, begun, problem.reward, 20_000, rng))
+
+    def never(designs: list[str]) -> torch.Tensor:
+        raise AssertionError("no design is to be scored")
+
+    infos = []
+    for update in range(updates):
+        begun.scale_learning_rate(1 - update / (updates + 1))
+        infos.append(algorithm.step(begun, never, rng))
+    return begun.policy, infos
+
+
+@pytest.mark.parametrize("kind", [RewardWeightedMLE, TrajectoryBalance])
+def test_offline_paths_alone_lead_to_the_tilted_law(problem: TiltedProblem, kind: type) -> None:
+    """Scored once, before: no reward call. All fresh paths from p_pre lead there too."""
+    algorithm = kind(replay=1.0, replay_paths=20_000, batch=512, learning_rate=0.05)
+    policy, infos = offline(problem, algorithm, 150)
+    assert problem.kl(policy) < 0.01
+    assert all(info.oracle_calls == 0 for info in infos)
+    drawn = replace(algorithm, replay=0.0, exploration=1.0)
+    assert problem.kl(tuned(problem, drawn, 150)) < 0.01
+
+
+def test_offline_numbers_are_those_of_the_tuned_policy(problem: TiltedProblem) -> None:
+    """H0: weighted means over 20,000 paths of p_pre are the policy's own (5 % allowed, 7 or more standard errors).
+
+    Means as drawn (twin) are those of p_pre, and their log-ratio is below 0.
+    """
+    algorithm = RewardWeightedMLE(replay=1.0, replay_paths=20_000, batch=20_000, learning_rate=0.05)
+    policy, _ = offline(problem, algorithm, 16)
+    kl, reached = problem.chain.path_kl(policy, problem.pretrained).item(), problem.mean_reward(policy)
+    begun = algorithm.init(policy, [Anchor(problem.pretrained, ALPHA)])
+    rng = torch.Generator().manual_seed(1)
+    begun.remember(collect_from(problem.pretrained, begun, problem.reward, 20_000, rng))
+    data = algorithm.collect(begun, problem.reward, rng)
+    info = algorithm.learn(begun, data, rng)
+    assert info.kl_nats == pytest.approx(kl, rel=0.05)
+    assert info.reward == pytest.approx(reached, rel=0.05)
+    assert data.path.log_ratio[0].sum(0).mean() < -0.2 * kl
+    assert abs(data.scores.mean - reached) > 0.2 * abs(reached)
+
+
+def test_learning_from_nothing_but_the_past_needs_a_past(problem: TiltedProblem) -> None:
+    algorithm = TrajectoryBalance(replay=1.0, batch=8)
+    state = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
+    with pytest.raises(StateError, match=r"with replay 1; got none; call state.remember\(paths\) before"):
+        algorithm.step(state, problem.reward, torch.Generator())
 
 
 def test_a_buffer_keeps_the_newest_paths_with_their_own_behaviour(problem: TiltedProblem) -> None:

@@ -124,7 +124,11 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
 
 @dataclass(frozen=True, kw_only=True)
 class PathInfo:
-    """What one update of any of these methods logs."""
+    r"""What one update of any of these methods logs.
+
+    Reward, KL and feasibility are means over the policy's own paths. A batch without any is weighted by
+    :math:`p_\theta / b` in their place, which says less the further the policy has moved from the behaviour ``b``.
+    """
 
     reward: float
     """Mean reward of the feasible designs of the rollout, reward units."""
@@ -184,18 +188,20 @@ class PathSettings(ABC):
             order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
             for rows in order.tensor_split(minibatches):
                 steps = choose_steps(path, rows, self.steps_per_path, rng)
-                loss, seen = self.loss(state, data, targets, steps, rows, rng)
+                loss, numbers = self.loss(state, data, targets, steps, rows, rng)
                 norms.append(state.descend(loss, self.max_gradient_norm))
                 evaluations += self.evaluations(state, steps)
                 calls += self.scored(steps)
-                watched.append(seen)
+                watched.append(numbers)
         state.updates += 1
-        own = Scores(data.scores.value[data.own])
+        seen = data.own if data.own.any() else torch.ones_like(data.own)
+        away = (path.log_prob.sum(0) - data.behaviour_log_prob).where(~data.own, 0.0)[seen]
+        weight, value, feasible = (away - away.max()).exp(), data.scores.value[seen], data.scores.feasible[seen]
         return self.info(
-            reward=own.mean,
-            kl_nats=path.log_ratio[0].sum(0)[data.own].mean().item(),
-            feasible_fraction=own.feasible.double().mean().item(),
-            return_std=Scores(returns[data.own]).std / state.alpha,
+            reward=((weight * value)[feasible].sum() / weight[feasible].sum()).item(),
+            kl_nats=((weight * path.log_ratio[0].sum(0)[seen]).sum() / weight.sum()).item(),
+            feasible_fraction=(weight[feasible].sum() / weight.sum()).item(),
+            return_std=Scores(returns[seen]).std / state.alpha,
             gradient_norm=torch.stack(norms).mean().item(),
             network_evaluations=evaluations,
             oracle_calls=calls,

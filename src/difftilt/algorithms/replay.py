@@ -4,6 +4,9 @@ Such a loss asks for :math:`\log p_\theta` of a *given* path, whoever drew it. E
 of the tuned policy, fresh paths of the first anchor (exploration: it knows nothing of the reward yet and has full
 support), and old paths with the log-probability of the behaviour that drew them, stored at the time. The tuned
 policy's own log-probability of old paths is computed anew when they are drawn; exploration never enters it.
+
+*Offline* learning is a share of 1: ``exploration = 1`` draws all fresh paths from the first anchor, and ``replay = 1``
+learns from remembered paths alone, without a reward call.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, Scores, score, under
 from difftilt.core.trajectory import Trajectory, rollout, step_log_prob
-from difftilt.errors import ConfigError
+from difftilt.errors import ConfigError, StateError
 from difftilt.types import Float, Tensor
 
 
@@ -105,31 +108,45 @@ class OffPolicySettings(PathSettings):
     """Settings of methods that learn from anybody's scored paths."""
 
     replay: float = 0.0
-    """Share of each batch drawn from old paths, 0 to below 1: they cost no reward calls."""
+    """Share of each batch drawn from old paths, 0 to 1: they cost no reward calls. 1 needs paths remembered before."""
     replay_paths: int = 4096
     """Old paths kept."""
     exploration: float = 0.0
-    """Share of the fresh paths drawn by the first anchor instead of the tuned policy, 0 to below 1."""
+    """Share of the fresh paths drawn by the first anchor instead of the tuned policy, 0 to 1."""
 
     def __post_init__(self) -> None:
         for name in ("replay", "exploration"):
             share = getattr(self, name)
-            if not 0 <= share < 1:
-                raise ConfigError(f"expected {name} of 0 to below 1; got {share}; lower it")
+            if not 0 <= share <= 1:
+                raise ConfigError(f"expected {name} of 0 to 1; got {share}; correct it")
 
     def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> OffPolicyState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
         return OffPolicyState(policy, anchors, conditions, learning_rate=self.learning_rate, capacity=self.replay_paths)
 
-    def collect(self, state: OffPolicyState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
-        """The paths of one update: own, explored, and old ones; the fresh ones are kept."""
-        old = 0 if state.kept is None else min(round(self.replay * self.batch), state.kept.path.batch)
-        explored = round(self.exploration * (self.batch - old))
-        fresh = [collect(state, reward, self.batch - old - explored, rng)]
+    def collect(self, state: Any, reward: Reward, rng: torch.Generator) -> ScoredPaths:
+        """The paths of one update: own, explored, and old ones; the fresh ones are kept.
+
+        Raises:
+            StateError: all paths are to be old ones, and there are none.
+        """
+        kept = 0 if state.kept is None else state.kept.path.batch
+        if self.replay == 1 and kept == 0:
+            raise StateError(
+                "expected remembered paths to learn from, with replay 1; got none; call state.remember(paths) before "
+                "the first update, or lower replay"
+            )
+        old = min(round(self.replay * self.batch), kept)
+        new = 0 if self.replay == 1 else self.batch - old
+        explored = round(self.exploration * new)
+        fresh = [collect(state, reward, new - explored, rng)] if new > explored else []
         if explored:
             fresh.append(collect_from(state.references[0], state, reward, explored, rng))
         recalled = [state.recall(old, rng)] if old else []
-        if self.replay:
+        if self.replay and fresh:
             state.remember(merge(fresh))
-        return merge([*fresh, *recalled])
+        data = merge([*fresh, *recalled])
+        if not data.own.any():
+            state.x_0 = data.path.x_0
+        return data

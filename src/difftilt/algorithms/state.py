@@ -16,7 +16,7 @@ from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.types import Condition, Float, Int, Tensor
 
 SHARES = ("replay", "exploration", "running")
-"""Settings that may be 0; their own class checks that they stay below 1."""
+"""Settings that may be 0; their own class checks that they are no more than 1."""
 
 
 def check_settings(settings: Any) -> None:

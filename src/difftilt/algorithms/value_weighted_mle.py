@@ -15,6 +15,8 @@ the value.
 Values are fitted once, by the regression of :mod:`difftilt.values.regression` on rollouts of p_pre, unless the state is
 given one. At the last step the value is the reward itself, asked for every candidate.
 
+Roll-in paths may be old or explored (:mod:`difftilt.algorithms.replay`): only their states are used.
+
 Differs from the paper in: the control variate, and values that are not refitted while the policy moves.
 
 References:
@@ -29,9 +31,10 @@ from typing import Any
 
 import torch
 
-from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps, collect
+from difftilt.algorithms.paths import ScoredPaths, Steps
+from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
 from difftilt.algorithms.reward_weighted_mle import weighted_mle_loss
-from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions
+from difftilt.algorithms.state import check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions, repeated
 from difftilt.core.policy import Policy
@@ -43,8 +46,8 @@ from difftilt.values.network import ValueNetwork
 from difftilt.values.regression import Regressed, Regression, fit_value
 
 
-class ValueWeightedMLEState(TunedState):
-    """:class:`TunedState` with the soft value, free to be given before the first update."""
+class ValueWeightedMLEState(OffPolicyState):
+    """:class:`OffPolicyState` with the soft value, free to be given before the first update."""
 
     value: Value | None = None
     """Of the pretrained chain; fitted at the first update where not given."""
@@ -82,7 +85,7 @@ def value_weight(after: Float[Tensor, "M R"], before: Float[Tensor, " R"], *, al
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueWeightedMLE(PathSettings):
+class ValueWeightedMLE(OffPolicySettings):
     """Settings of value-weighted maximum likelihood; see the module for the method."""
 
     candidates: int = 4
@@ -102,7 +105,9 @@ class ValueWeightedMLE(PathSettings):
         """
         check_settings(self)
         refuse_conditions(conditions, "value-weighted likelihood")
-        state = ValueWeightedMLEState(policy, anchors, conditions, learning_rate=self.learning_rate)
+        state = ValueWeightedMLEState(
+            policy, anchors, conditions, learning_rate=self.learning_rate, capacity=self.replay_paths
+        )
         if len(anchors) > 1:
             raise UnsupportedError(
                 f"expected one anchor, whose steps are weighted; got {len(anchors)}; use --algorithm ppo or "
@@ -111,7 +116,7 @@ class ValueWeightedMLE(PathSettings):
         return state
 
     def collect(self, state: ValueWeightedMLEState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
-        """Fresh paths of the tuned policy, whose states are rolled in to; the value is fitted first if need be."""
+        """Paths whose states are rolled in to; the value is fitted first if need be."""
         calls, reference = 0, state.references[0]
         if state.value is None and state.saved is not None:
             network = ValueNetwork(reference).to(reference.device)
@@ -122,7 +127,7 @@ class ValueWeightedMLE(PathSettings):
             settings = Regression(alpha=state.alpha, paths=self.value_paths, updates=self.value_updates)
             state.value = fit_value(reference, reward, rng, settings)
             calls = self.value_paths
-        data = collect(state, reward, self.batch, rng)
+        data = super().collect(state, reward, rng)
         fitted = calls * state.policy.steps
         return replace(
             data,

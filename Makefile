@@ -19,12 +19,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 INPUTS := pyproject.toml tools/check_environment.py $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev guard demo check lint types contract fast test test-slow format clean
+.PHONY: help install dev guard demo check lint types contract fast test test-slow bench-methods format clean
 
 help:
 	@echo "make demo       install, then tilt a shipped 5'UTR model and write a report (a few minutes)"
 	@echo "make test       install, then all tests that are not slow"
 	@echo "make test-slow  the slow tests"
+	@echo "make bench-methods  all methods at equal oracle calls, WORKERS at a time (hours; goes on where it stopped)"
 	@echo "make check      lint, format, types, import contract, fast tests (under 3 minutes)"
 	@echo "make format     sort imports and format"
 	@echo "make clean      remove .venv and caches"
@@ -81,6 +82,11 @@ test: dev
 
 test-slow: dev
 	$(PYTEST) -m slow
+
+bench-methods: dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py run --jobs $(WORKERS)
+	$(BIN)/python benchmarks/methods.py table
+	$(BIN)/python benchmarks/methods.py plot
 
 format: dev
 	$(BIN)/ruff check --select I --fix .

@@ -16,22 +16,19 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from parts import log_z_row, run_missing, write_part
 
 import difftilt as dt
 from difftilt import build
 from difftilt.core.reward import score
-from difftilt.metrics.log_z import LogZ, tempered_log_z
+from difftilt.metrics.log_z import LogZ
 from difftilt.rng import Streams
-from difftilt.tracking.run import provenance
 
 ALPHA, SHARP, DESIGNS, CALLS = 0.1, 0.03, 1000, 64_000
 PPO = {"learning_rate": 2e-3, "steps_per_path": 8}
@@ -51,16 +48,6 @@ T_2 = 4.303  # two-sided 95 % quantile of Student's t with 2 degrees of freedom 
 def log_z_part(alpha: float) -> str:
     """Name of the part that estimates log Z at ``alpha``."""
     return f"log_z_{alpha}"
-
-
-def log_z_row(alpha: float) -> dict[str, Any]:
-    """An estimate of log Z that looks at no tuned policy."""
-    torch.set_num_threads(1)
-    entry, cpu = build.task("utr-mrl"), time.process_time()
-    policy, reward = build.load_task_policy(entry), build.load_reward(entry, None)
-    particles = 4096 if alpha == ALPHA else 512  # the sharp law is not certified: that takes millions of calls
-    estimate = tempered_log_z(policy, reward, Streams(0)("log z"), alpha=alpha, particles=particles, moves=8)
-    return {"alpha": alpha, **asdict(estimate), "cpu_seconds": time.process_time() - cpu, **provenance()}
 
 
 def one(name: str, seed: int, out: Path) -> dict[str, Any]:
@@ -124,22 +111,13 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
         assert row["oracle_calls"] <= CALLS
     row.pop("position_frequencies", None)
     spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
-    return {"part": name, "seed": seed, **row, **spent, **provenance()}
+    return {"part": name, "seed": seed, **row, **spent}
 
 
 def run(out: Path, jobs: int) -> None:
-    """Run what is missing, ``jobs`` processes at a time."""
-    out.mkdir(parents=True, exist_ok=True)
-    first = [[log_z_part(alpha), "0"] for alpha in (ALPHA, SHARP) if not (out / f"{log_z_part(alpha)}.json").is_file()]
-    rest = [[name, str(seed)] for seed in SEEDS for name in ("best_of_64", *PARTS)]
-    rest = [part for part in rest if not (out / f"{'-'.join(part)}.json").is_file()]
-
-    def start(part: list[str]) -> None:
-        subprocess.run([sys.executable, __file__, "--out", str(out), "one", *part], check=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for batch in (first, rest):
-            list(pool.map(start, batch))
+    """Run what is missing."""
+    run_missing(__file__, out, [[log_z_part(alpha)] for alpha in (ALPHA, SHARP)], jobs)
+    run_missing(__file__, out, [[name, str(seed)] for seed in SEEDS for name in ("best_of_64", *PARTS)], jobs)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -185,19 +163,20 @@ def main() -> None:
     commands.add_parser("table")
     single = commands.add_parser("one")
     single.add_argument("name", choices=["best_of_64", *PARTS, log_z_part(ALPHA), log_z_part(SHARP)])
-    single.add_argument("seed", type=int)
+    single.add_argument("seed", type=int, nargs="?", default=0)
     options = parser.parse_args()
     if options.command == "run":
         run(options.out, options.jobs)
     elif options.command == "table":
         print(table(options.out))
     else:
-        options.out.mkdir(parents=True, exist_ok=True)
         if options.name.startswith("log_z_"):
-            row, file = log_z_row(float(options.name.removeprefix("log_z_"))), f"{options.name}.json"
+            alpha = float(options.name.removeprefix("log_z_"))
+            # the sharp law is not certified: that takes millions of calls
+            part, row = [options.name], log_z_row("utr-mrl", alpha, 4096 if alpha == ALPHA else 512)
         else:
-            row, file = one(options.name, options.seed, options.out), f"{options.name}-{options.seed}.json"
-        (options.out / file).write_text(json.dumps(row, indent=2) + "\n")
+            part, row = [options.name, str(options.seed)], one(options.name, options.seed, options.out)
+        write_part(options.out, part, row)
         print(json.dumps(row))
 
 

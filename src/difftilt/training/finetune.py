@@ -122,7 +122,7 @@ def finetune(
     log_z: float | None = None,
     folder: RunFolder | None = None,
     resume: bool = False,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[dict[str, Any]], Any] | None = None,
 ) -> FinetuneResult:
     """Tune a copy of ``policy`` towards its tilted law.
 
@@ -139,7 +139,7 @@ def finetune(
             fixed alpha and one anchor.
         folder: where the run is kept; nothing is written without it.
         resume: continue from the folder's latest checkpoint.
-        on_step: called with each record.
+        on_step: called with each record; training ends where it returns something true.
 
     Raises:
         StateError: the folder holds a run and ``resume`` is false.
@@ -236,8 +236,8 @@ def finetune(
                     "seconds": record["seconds"],
                 }
                 save_checkpoint(folder.checkpoints, step, saved)
-        if on_step is not None:
-            on_step(record)
+        if on_step is not None and on_step(record):
+            break
     tuned.eval().requires_grad_(False)
     return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from difftilt.cli.outcome import summary_lines
 from difftilt.core.algorithm import Weighted
 from difftilt.metrics.log_z import LogZ
 from difftilt.metrics.weighted import weighted_mean
@@ -21,6 +22,7 @@ from difftilt.training.designs import representative, scored
 from difftilt.training.evaluate import Evaluation, evaluate, evaluate_steered
 
 ALPHA, N = 0.5, 2000
+COST = {"oracle_calls": 1, "evaluation_calls": 1, "seconds": 1.0, "evaluation_seconds": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,21 @@ def test_what_has_no_weights_is_taken_of_designs_drawn_by_weight(problem: Tilted
     assert not ((shares - problem.pretrained_law).abs() < bound).all()
     equal = scored(designs.x_0, problem.pretrained, problem.reward, None, rng())
     assert representative(equal, rng()) is equal.x_0
+
+
+def test_repeats_made_by_weights_are_told_from_those_of_the_sampler(problem: TiltedProblem) -> None:
+    """27 designs: as drawn most are there; by uneven weights fewer distinct ones stand for the law."""
+
+    def describe(x_0: torch.Tensor) -> dict[str, float]:
+        return {"unique_fraction": len(x_0.unique(dim=0)) / len(x_0)}
+
+    few = judged(problem, weighted(problem, 60), describe=describe)
+    drawn, redrawn = few.facts["after"]["distinct_drawn"], few.facts["after"]["unique_fraction"]
+    assert drawn == len(few.after.x_0.unique(dim=0)) / 60
+    assert redrawn < drawn
+    assert "distinct_drawn" not in few.facts["before"]
+    lines = summary_lines({"task": "", "cost": COST, "sampler": "smc", **few.facts})
+    assert f"unique      {redrawn:.1%} of 60 designs drawn again by weight; {drawn:.1%} before" in lines
 
 
 def test_best_of_n_spends_at_most_its_bound(problem: TiltedProblem) -> None:

@@ -13,9 +13,10 @@ from hypothesis import given
 
 from difftilt.report import rounding
 from difftilt.report.charts import POINTS, RIGHT, Row, Series, Spot, curve, dots, scatter
+from difftilt.report.facts import Bought, RunFacts, Samples
 from difftilt.report.logo import LEFT, PITCH, PLOT, axis_top, chance_bits, letter_heights, logo, outline
 from difftilt.report.rounding import Estimate
-from difftilt.report.sentences import gain
+from difftilt.report.sentences import gain, notices
 from difftilt.report.svg import Canvas, Scale, spanning
 
 shares = st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any).map(lambda n: [k / sum(n) for k in n])
@@ -209,3 +210,10 @@ def test_every_label_of_a_drawing_is_escaped():
     spot = Spot(attack, Estimate(1.0, 0.9, 1.1), Estimate(2.0), "judge")
     assert "<script" not in canvas.markup()
     assert "<script" not in scatter([spot], x_label=attack, y_label=attack)
+
+
+@pytest.mark.parametrize(("drawn", "warned"), [(None, True), (0.6, True), (0.98, False)])
+def test_repeats_made_by_weights_are_no_collapse(drawn: float | None, warned: bool) -> None:
+    after = {"unique_fraction": 0.6} | ({} if drawn is None else {"distinct_drawn": drawn})
+    facts = RunFacts("run", {}, [], Bought(), Samples(), {"sampler": "smc", "after": after}, [])
+    assert any("repeats itself" in notice.title for notice in notices(facts)) == warned

@@ -42,10 +42,16 @@ def summary_lines(facts: Mapping[str, Any]) -> list[str]:
     if min(feasible) < 1:
         lines.append(f"feasible    {feasible[0]:.1%} before, {feasible[1]:.1%} after")
     if "unique_fraction" in after:
-        lines.append(f"unique      {after['unique_fraction']:.1%} of {facts['designs']:,} designs")
+        lines.append(f"unique      {after['unique_fraction']:.1%} of {facts['designs']:,} designs{_weighed(after)}")
     lines.append(f"calls       {cost['oracle_calls']:,} in {doing}, {cost['evaluation_calls']:,} more to evaluate")
     lines.append(f"time        {duration(cost['seconds'])} {doing}, {duration(cost['evaluation_seconds'])} evaluation")
     return lines
+
+
+def _weighed(after: Mapping[str, Any]) -> str:
+    """What repeats are made by weights alone."""
+    drawn = after.get("distinct_drawn")
+    return "" if drawn is None else f" drawn again by weight; {drawn:.1%} before"
 
 
 def _tuned(facts: Mapping[str, Any]) -> list[str]:

@@ -236,12 +236,11 @@ def _weights(facts: RunFacts) -> list[Notice]:
 
 def _designs(facts: RunFacts) -> list[Notice]:
     found = []
-    unique = facts.number("after", "unique_fraction")
+    drawn = facts.number("after", "distinct_drawn")  # repeats made by weights are no collapse
+    unique = facts.number("after", "unique_fraction") if drawn is None else drawn
     if unique is not None and unique < 0.95:
-        advice = (
-            "Raise alpha, or stop earlier." if facts.sampler is None else "Raise alpha, or draw more and keep fewer."
-        )
-        text = f"Only {share(unique)} of the {facts.done} designs are distinct. {advice}"
+        advice = "stop earlier" if facts.sampler is None else "draw more and keep fewer"
+        text = f"Only {share(unique)} of the {facts.done} designs are distinct. Raise alpha, or {advice}."
         found.append(Notice("warn", f"The {'policy' if facts.sampler is None else 'sampler'} repeats itself.", text))
     feasible = facts.number("after", "feasible_fraction")
     if feasible is not None and feasible < 0.95:

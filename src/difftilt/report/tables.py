@@ -136,6 +136,7 @@ def naturalness(facts: RunFacts) -> list[Comparison]:
     three = partial(fixed, places=3)
     named = [
         ("unique_fraction", "Distinct designs", "share of all designs", share),
+        ("distinct_drawn", "Distinct before weighting", "share of the designs as drawn, each once", share),
         ("diversity", "Diversity", "letters in which two designs differ, share of positions", significant),
         ("novelty", "Novelty", "letters to the nearest training sequence, mean", significant),
         ("pretrained_log_likelihood", "Pretrained log-likelihood", "lower bound, nats per design, mean", significant),

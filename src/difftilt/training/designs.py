@@ -120,8 +120,15 @@ def summary(designs: DesignSet, describe: Describe | None, rng: torch.Generator)
         "judge": mean(designs.judge),
         "feasible_fraction": (~designs.reward.isnan()).double().mean().item(),
         "pretrained_log_likelihood": mean(designs.pretrained_log_likelihood),
-        **({} if describe is None else describe(representative(designs, rng))),
+        **({} if describe is None else _described(designs, describe, rng)),
     }
+
+
+def _described(designs: DesignSet, describe: Describe, rng: torch.Generator) -> dict[str, float]:
+    """Domain metrics of what stands for the law; beside them, the share of different designs before weights repeat."""
+    standing = representative(designs, rng)
+    drawn = {} if standing is designs.x_0 else {"distinct_drawn": len(designs.x_0.unique(dim=0)) / len(designs.x_0)}
+    return {**describe(standing), **drawn}
 
 
 def representative(designs: DesignSet, rng: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from difftilt.problems.landscapes import random_pairwise
 from difftilt.problems.library import entry
 from difftilt.problems.problem import Problem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
-from difftilt.verification import rows, steering, table
+from difftilt.verification import claims, rows, steering, table
 from difftilt.verification.claims import DEFAULT, LABELS, PROBLEMS, Claim, Pair, pairs
 from difftilt.verification.exact import (
     CLASS,
@@ -93,6 +93,21 @@ def test_a_sound_method_passes_and_broken_ones_fail_their_row(tiny):
         assert found["passed"] is False, broken
         assert found["kl_nats"] > 0.02
     assert train(QUICK, tiny, BAR, 0, generator())["passed"] is False
+
+
+def test_whole_rows_of_another_temperature_fail(monkeypatch):
+    """Twins of rows that pass: alpha doubled, in a method that is trained and in a sampler."""
+    trained, steered = Pair("adjoint_matching", "linear-gaussian-8"), Pair("smc:bootstrap", "initial-law")
+    monkeypatch.setitem(claims.RECIPES, "affine", (120, {"batch": 256, "learning_rate": 0.03}))
+    assert verify(trained, 0).passed is True
+    assert verify(steered, 0).passed is True
+    monkeypatch.setattr(rows, "Anchor", lambda policy, alpha: Anchor(policy, 2 * alpha))
+    monkeypatch.setitem(claims.STEERED, steered.label, {**claims.STEERED[steered.label], "alpha": 1.0})
+    for broken in (trained, steered):
+        row = verify(broken, 0)
+        assert row.passed is False, broken
+        assert row.kl_nats is not None
+        assert row.kl_nats > 0.02
 
 
 def test_bars_of_share_removed_and_of_moments_are_judged(tiny):

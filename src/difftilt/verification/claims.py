@@ -23,8 +23,6 @@ PROBLEMS = (
     *(name for name in LIBRARY if name != "tfbind8"),
     *(f"tfbind8/{factor}" for factor in FACTORS),
 )
-EXACT_CLASS = ("chain", "factor")
-"""Kinds of problem whose trained class contains the target."""
 
 
 def kind_of(problem: str) -> str:
@@ -35,7 +33,7 @@ def kind_of(problem: str) -> str:
         return "line"
     if LIBRARY[problem].process == "gaussian":
         return "affine"
-    return "parallel" if problem == "pairwise-independent" else "chain"
+    return {"pairwise-independent": "parallel", "infeasible": "infeasible"}.get(problem, "chain")
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,12 @@ def trained_claim(label: str, kind: str) -> Claim:
     name = label.partition(":")[0]
     if name == "raft":
         return Claim(NONE, why="alpha does not enter: the reward grows until the policy repeats itself")
-    if name == "reward_backprop" and kind in ("chain", "parallel", "factor"):
+    if name == "reward_backprop" and kind not in ("affine", "line"):
         return Claim(NONE, why="straight-through tokens: the gradient is biased, less so as tau falls")
     if kind == "factor":
         return Claim(FIXED, removed=0.99)
     bar = 0.003 if name in SCORE else 0.01
-    if kind == "chain":
+    if kind in ("chain", "infeasible"):
         return Claim(FIXED, nats=bar)
     if name in SQUARES:
         return Claim(NONE, why="its residual cannot vanish in a class that lacks the target")
@@ -95,6 +93,7 @@ STEERED: dict[str, dict[str, Any]] = {
     "smc:default": {"particles": 500},
     "smc:bootstrap": {"particles": 500, "kind": "bootstrap"},
     "refine": {"moves": 400},
+    "refine:renoised": {"moves": 400, "restart": "renoised"},
     "classifier_guidance": {"tokens": "exact"},
     "classifier_guidance:default": {},
     "mcmc": {"step_size": 2e-3, "moves": 400},
@@ -112,7 +111,7 @@ def steered_claim(label: str, kind: str) -> Claim:
     """What steering by ``label`` claims on a kind of problem."""
     if label in NO_LAW:
         return Claim(NONE, why=NO_LAW[label])
-    if label == "classifier_guidance" and kind != "chain" and kind != "factor":
+    if label == "classifier_guidance" and kind in ("parallel", "affine", "line"):
         return Claim(NONE, why="each step leans on a tangent of the value: off by O(1/K)")
     if label in ("value_weighted", "classifier_guidance"):
         return Claim(FIXED, nats=0.01)
@@ -124,26 +123,30 @@ NO_LAW = {
     "value_weighted:argmax": "the limit of small alpha: it spends more KL as candidates are added",
     "value_weighted:default": "plug-in values are no soft values",
     "classifier_guidance:default": "plug-in values are no soft values",
+    "refine:renoised": "noising a design afresh is not the chain's own bridge, so another law is left invariant",
     "mcmc": "ULA aims at the law of slightly noisy data, and misses that by its step size",
 }
 
 RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     "chain": (400, {"batch": 1024, "learning_rate": 3e-3}),
     "parallel": (400, {"batch": 1024, "learning_rate": 3e-3}),
+    "infeasible": (250, {"batch": 8192, "learning_rate": 0.02}),
     "factor": (120, {"batch": 16_384, "learning_rate": 0.02}),
     "affine": (400, {"batch": 1024, "learning_rate": 0.01}),
     "line": (600, {"batch": 512, "learning_rate": 5e-3}),
 }
 """Updates and settings for each kind of problem; the learning rate falls linearly to 0."""
 CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    ("renoised_mle", "chain"): (900, {}),
+    ("ppo", "chain"): (250, {}),
+    ("renoised_mle", "chain"): (1200, {}),
     ("distill", "chain"): (200, {"learning_rate": 2e-3}),
     ("raft", "chain"): (100, {}),
     **{("reward_backprop", kind): (300, {"batch": 64}) for kind in ("chain", "parallel")},
     ("path_consistency", "chain"): (500, {}),
     ("detailed_balance", "chain"): (500, {}),
     ("subtrajectory_balance", "chain"): (500, {}),
-    ("trajectory_balance", "factor"): (100, {"minibatches": 4}),
+    **{(name, "factor"): (100, {"minibatches": 4}) for name in ("trajectory_balance", "vargrad")},
+    **{(name, "infeasible"): (250, {"minibatches": 4}) for name in ("trajectory_balance", "vargrad")},
     ("reward_weighted_mle", "affine"): (400, {"batch": 2048}),
     ("value_weighted_mle", "affine"): (200, {}),
     ("distill", "affine"): (200, {"batch": 2048}),

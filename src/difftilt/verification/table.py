@@ -181,8 +181,8 @@ reached, and that of the law; `s` CPU seconds of training or drawing on one core
 machine is not counted, nor is finding the exact answers). KL of trained methods is exact; that of samplers is exact
 where their law is known, else estimated without bias from the stated number of draws, with its standard error: it may
 then be just below 0. A name with `:variant` is the same method run in another way: `:default` makes its own estimate of
-the soft value, where the bare name is given the exact one; `reward_backprop:tau-T` keeps one temperature throughout, so
-that its KL is the bias of the straight-through gradient at that temperature.
+the soft value, where the bare name is given the exact one; `reward_backprop:tau-T` keeps one temperature throughout:
+its KL is the bias of the straight-through gradient at that temperature, and its noise, which grows as T falls.
 """
 APPROACH = """## From the class optimum to the tilted law
 

@@ -21,11 +21,13 @@ from difftilt.core.schedule import uniform_grid
 from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.trajectory import rollout
 from difftilt.metrics.log_z import restart, restart_point, systematic
+from difftilt.networks.conditioned import conditioned
 from difftilt.problems.landscapes import TableReward, TabularDenoiser, random_pairwise
 from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
+from difftilt.rewards.likelihood import LabelLikelihood
 from difftilt.samplers.classifier_guidance import GuidedPolicy
 from difftilt.samplers.refine import Refine
 from difftilt.samplers.smc import SMC, resample
@@ -273,6 +275,39 @@ def test_populations_of_different_conditions_never_compete() -> None:
     assert same.log_z == pytest.approx(60.0)
     parents, _ = resample(torch.tensor([0.0, 40.0] * 20, dtype=torch.float64), [40], 0.5, rng)
     assert which[parents].all()
+
+
+def test_each_label_reaches_its_bayes_posterior_without_training() -> None:
+    """H0, of r = log p(y | x): E[Z-hat] = p(y), weighted designs follow p(x | y), over 80 populations of 64.
+
+    Shares of first letters within 5 s.e. Twin: p(y) and posterior of the other label.
+    """
+    policy = conditioned(random_pairwise(4, 3, alpha=1.0, target_kl=1.0, seed=0).pretrained, 2).frozen_copy()
+    weight = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def log_likelihood(designs: list[str]) -> torch.Tensor:
+        return weight[torch.arange(4), policy.codec.encode(designs)].sum(1).log_softmax(-1)
+
+    reward = LabelLikelihood(log_likelihood)
+    exact = {
+        y: TiltedProblem(policy, reward.under({"y": torch.full((81,), y)}), alpha=1.0, cond={"y": torch.tensor([y])})
+        for y in (0, 1)
+    }
+    assert math.exp(exact[0].log_z) + math.exp(exact[1].log_z) == pytest.approx(1)
+    for y in (0, 1):
+        rng = torch.Generator().manual_seed(y)
+        kept = SMC(alpha=1.0)(policy, reward, 64 * 80, rng, cond={"y": torch.full((64 * 80,), y)})
+        found = z_hats(kept.log_weight, 64)
+        first = (kept.x_0[:, 0] == 0).double()
+
+        def deviation(label: int, found: Any = found, first: Any = first, kept: Any = kept) -> float:
+            share = exact[label].tilted[exact[label].chain.designs[:, 0] == 0].sum()
+            moment = (kept.log_weight.exp() * (first - share)).view(-1, 64).mean(1)
+            errors = found - math.exp(exact[label].log_z), moment
+            return max((e.mean().abs() / (e.std() / 80**0.5)).item() for e in errors)
+
+        assert deviation(y) < 5
+        assert deviation(1 - y) > 5
 
 
 # --- Gaussian chains --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from difftilt.problems.tilted import TiltedProblem
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
 from difftilt.rewards.likelihood import LabelLikelihood
+from difftilt.values import regression
 from difftilt.values.calibration import calibration
 from difftilt.values.monte_carlo import MonteCarlo
 from difftilt.values.plug_in import OneJump, PlugIn, default_value
@@ -378,19 +379,41 @@ def test_conditions_that_a_fitted_value_does_not_know_are_refused(problem: Tilte
         fit_value(problem.pretrained, problem.reward, rng, settings, cond={"c": torch.arange(300)})
 
 
-def test_a_black_box_is_learnt_at_the_end_too_where_a_gradient_is_asked_for(problem: TiltedProblem) -> None:
-    """The network stands in for the reward of relaxed designs, and only there; a reward with gradients needs none."""
-    rng, settings = torch.Generator().manual_seed(0), Regression(alpha=ALPHA, paths=4000, updates=1200, batch=256)
-    x_0, zero, exact = states(problem, 3)
+def test_a_black_box_is_learnt_at_the_end_too_where_a_gradient_is_asked_for() -> None:
+    """A single step, so that nothing is learnt of designs elsewhere.
+
+    The network stands in for the reward of relaxed designs, and only there; a reward with gradients needs none.
+    """
+    problem = random_pairwise(3, 3, alpha=ALPHA, target_kl=0.7, seed=2, steps=1)
+    rng, settings = torch.Generator().manual_seed(0), Regression(alpha=ALPHA, paths=4000, updates=800, batch=256)
+    x_0, zero, exact = states(problem, 1)
     box = TableReward(dict(zip(problem.pretrained.codec.decode(x_0), exact.tolist(), strict=True)))
     value = fit_value(problem.pretrained, box, rng, settings)
     torch.testing.assert_close(value(x_0, zero), exact)
     learnt = value(one_hot(x_0), zero)
     weight = problem.pretrained_law
     assert not torch.equal(learnt, exact)
-    assert (weight @ (learnt - exact).square()).sqrt() < 0.15
+    assert (weight @ (learnt - exact).square()).sqrt() < 0.15 < 0.3 * exact.std()
     smooth = fit_value(problem.pretrained, problem.reward, rng, Regression(alpha=ALPHA, paths=50, updates=2, batch=8))
     torch.testing.assert_close(smooth(one_hot(x_0), zero), exact)
+
+
+@pytest.mark.parametrize("target", ["reward", "bellman"])
+def test_soft_bellman_learns_from_the_step_after_and_the_reward_from_the_end(
+    problem: TiltedProblem, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network starts at log Z: but for the last of 3 steps a Bellman target is that; a reward never is."""
+    seen: list[torch.Tensor] = []
+
+    def spy(value: torch.Tensor, aim: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append((value - aim).detach())
+        return soft_value_loss(value, aim, **options)
+
+    monkeypatch.setattr(regression, "soft_value_loss", spy)
+    settings = Regression(alpha=ALPHA, target=target, paths=500, updates=1, batch=900)
+    fit_value(problem.pretrained, problem.reward, torch.Generator().manual_seed(0), settings)
+    share = (seen[0].abs() < 1e-6).double().mean().item()
+    assert share == pytest.approx(2 / 3 if target == "bellman" else 0, abs=0.1)
 
 
 def test_a_fitted_value_is_the_same_for_equal_seeds_and_costs_its_paths() -> None:

@@ -200,6 +200,20 @@ def test_the_optimiser_and_the_random_streams_are_in_the_checkpoint(problem: Til
     assert state["oracle"]["calls"] > 0
 
 
+def test_a_callback_ends_the_training_and_its_policy_is_that_of_the_last_update(problem: TiltedProblem) -> None:
+    seen: list[int] = []
+
+    def stop(record: dict[str, Any]) -> bool:
+        seen.append(record["step"])
+        return record["step"] == 4
+
+    stopped = run(problem, "ppo", Paid(problem), on_step=stop)
+    assert [record["step"] for record in stopped.history] == seen == [1, 2, 3, 4]
+    whole = run(problem, "ppo", Paid(problem))
+    assert numbers(stopped.history) == numbers(whole.history[:4])
+    assert not torch.equal(flat(stopped.policy), flat(whole.policy))
+
+
 # --- what is logged ------------------------------------------------------------------------------------------------
 
 SCHEMA = (

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.noise import Cosine
-from difftilt.processes.gaussian import Gaussian, GaussianStep
+from difftilt.processes.gaussian import Gaussian
 
 Z_BAR = 5.0  # H0: the estimate has the stated mean; two-sided false-alarm rate 6e-7 per test
 

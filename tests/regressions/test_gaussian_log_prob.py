@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from difftilt.core.codec import VectorCodec
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import rollout, step_log_prob
 from difftilt.errors import NoDensityError, UnsupportedError
 from difftilt.networks.diffusers_scheduler import from_diffusers
-from difftilt.processes.gaussian import GaussianStep
 
 
 class Half(nn.Module):

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.noise import VE, VP, Cosine, Schedule, Table
 from difftilt.core.registry import construct, describe
 from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, NoDensityError, ShapeError, UnsupportedError
 from difftilt.networks.diffusers_scheduler import from_diffusers
-from difftilt.processes.gaussian import Gaussian, GaussianStep
+from difftilt.processes.gaussian import Gaussian
 
 SCHEDULES = [VP(), Cosine(), VE(0.1, 20.0), Table([0.9, 0.6, 0.3, 0.05], final=0.97)]
 KERNELS = [

@@ -34,11 +34,11 @@ from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps
 from difftilt.algorithms.state import TunedState
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, Scores, under
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.errors import UnsupportedError
-from difftilt.processes.gaussian import GaussianStep
 from difftilt.types import Condition, Float, Int, Tensor
 
 

@@ -79,6 +79,16 @@ class VE(Schedule):
         return torch.ones_like(sigma), sigma
 
 
+@register("schedule", "linear")
+@dataclass(frozen=True)
+class Linear(Schedule):
+    r""":math:`\alpha_t = 1 - t, \sigma_t = t`: the straight path of flow matching."""
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        return 1 - t.double(), t.double()
+
+
 @register("schedule", "table")
 class Table(Schedule):
     r"""A table of :math:`\alpha_i^2` at integer timesteps :math:`i = 0 \dots N - 1`, placed at ``t = (i + 1) / N``.

@@ -31,12 +31,13 @@ from typing import cast
 
 import torch
 
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.exact_value import FunctionValue
 from difftilt.problems.problem import Histogram
-from difftilt.processes.gaussian import Gaussian, GaussianStep
+from difftilt.processes.gaussian import Gaussian
 from difftilt.types import Float, Tensor
 
 LOST = 1e-6  # mass that may leave the grid before a law counts as not on it

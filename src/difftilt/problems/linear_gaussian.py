@@ -31,11 +31,13 @@ import torch
 from torch import nn
 
 from difftilt.core.codec import VectorCodec
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.registry import register
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.exact_value import FunctionValue
-from difftilt.processes.gaussian import Gaussian, GaussianStep
+from difftilt.processes.flow import Flow
+from difftilt.processes.gaussian import Gaussian
 from difftilt.types import Condition, Float, Tensor
 
 Matrix = Float[Tensor, "d d"]
@@ -131,9 +133,9 @@ class Chain:
         Raises:
             UnsupportedError: the policy is not over vectors, or a step is not affine Gaussian.
         """
-        if not isinstance(policy.process, Gaussian) or len(policy.event_shape) != 1:
+        if not isinstance(policy.process, Gaussian | Flow) or len(policy.event_shape) != 1:
             raise UnsupportedError(
-                f"expected a Gaussian process over vectors; got {type(policy.process).__name__} over "
+                f"expected a Gaussian or flow process over vectors; got {type(policy.process).__name__} over "
                 f"{policy.event_shape}; use problems.enumerated for tokens"
             )
         eye = torch.eye(policy.event_shape[0], dtype=torch.float64)
@@ -257,7 +259,7 @@ class LinearGaussian:
     """``m``."""
     covariance: Matrix
     """``S``."""
-    process: Gaussian
+    process: Gaussian | Flow
     """The mathematics of a step."""
     grid: Float[Tensor, " K1"]
     """Times of the chain, from 1 to 0."""
@@ -277,6 +279,7 @@ class LinearGaussian:
                 "x_0": (0.0, 1.0),
                 "epsilon": (1 / sigma, -alpha / sigma),
                 "v": (alpha / sigma, -(alpha**2) / sigma - sigma),
+                "velocity": (1 / sigma, -alpha / sigma - 1),
             }[self.process.prediction]
             weight.append(on_x * eye + on_x_0 * gain)
             bias.append(on_x_0 * shift)

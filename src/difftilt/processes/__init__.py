@@ -1,6 +1,8 @@
 """Diffusion processes: fixed mathematics, one file each, none of which imports another."""
 
+from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
+from difftilt.processes.uniform import Uniform
 
-__all__ = ["Gaussian", "Masked"]
+__all__ = ["Flow", "Gaussian", "Masked", "Uniform"]

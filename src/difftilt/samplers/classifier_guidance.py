@@ -41,13 +41,14 @@ import torch
 import torch.nn.functional as F
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.transition import Transition
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.processes.gaussian import Gaussian, GaussianStep
+from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked, MaskedStep
 from difftilt.samplers.steering import ROWS, check_alpha, rows_of, unweighted
 from difftilt.types import Condition, Float, Tensor

@@ -1,0 +1,125 @@
+r"""Flow matching along the straight path (rectified flow): its ODE, its SDE, and the memoryless chain.
+
+Forward: :math:`x_t = (1 - t) x_0 + t \epsilon`. The network predicts the velocity
+:math:`u(x_t, t) = E[\epsilon - x_0 \mid x_t]`, which is as good as
+
+.. math:: \hat x_0 = x_t - t u, \qquad \hat\epsilon = x_t + (1 - t) u, \qquad
+    \nabla \log p_t(x_t) = -\hat\epsilon / t                                                         \qquad (1)
+
+The ODE :math:`dx = u\,dt` and the SDE
+
+.. math:: dx = \Big( u + \frac{g_t^2}{2 t} \hat\epsilon \Big) dt + g_t\, dw,
+    \qquad g_t = a \sqrt{ t / (1 - t) }                                                              \qquad (2)
+
+(run from ``t = 1`` to 0) have the same marginals, whatever the level :math:`a`. One step ``t -> s`` solves (2) exactly
+for :math:`\hat x_0, \hat\epsilon` held fixed: with
+:math:`\kappa = \big( \frac{(1 - t)\, s}{(1 - s)\, t} \big)^2` and :math:`\sigma^2 = s^2 (1 - \kappa^{a^2/2})`,
+
+.. math:: x_s = (1 - s)\, \hat x_0 + \sqrt{s^2 - \sigma^2}\; \hat\epsilon + \sigma z                  \qquad (3)
+
+- ``level = 0``: Euler on the ODE, :math:`x_s = x_t - (t - s) u`. It has no density: ``log_prob`` raises, ``kl`` is 0 or
+  infinite.
+- ``0 < level``: Flow-GRPO's SDE.
+- ``level = sqrt(2)``: the posterior :math:`q(x_s \mid x_t, \hat x_0)` of the path; the least level that is memoryless,
+  i.e. whose :math:`x_1` tells nothing about :math:`x_0`, as adjoint matching asks for.
+
+The last step (``s = 0``) has no noise, unless ``sigma_min`` gives it some. Steps of one process differ in mean only:
+the KL is that of :mod:`difftilt.core.gaussian_step`.
+
+Differs from Flow-GRPO, whose step is Euler-Maruyama on (2): that adds noise to the last step, needs a clamp where
+:math:`g` is infinite (``t = 1``), and there misses the marginals by an amount that hardly falls with K.
+
+References:
+    Liu et al. 2022 (rectified flow), https://arxiv.org/abs/2209.03003; Lipman et al. 2022 (flow matching),
+    https://arxiv.org/abs/2210.02747; Liu et al. 2025 (Flow-GRPO, eq. 9), https://arxiv.org/abs/2505.05470;
+    Domingo-Enrich et al. 2024 (memoryless noise, eq. 23), https://arxiv.org/abs/2409.08861.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from difftilt.core.gaussian_step import GaussianStep, per_row
+from difftilt.core.noise import Linear
+from difftilt.core.process import Process
+from difftilt.core.registry import register
+from difftilt.errors import ConfigError
+from difftilt.types import Float, Tensor
+
+MEMORYLESS = math.sqrt(2)
+
+
+@register("process", "flow")
+class Flow(Process):
+    r"""The straight path with a velocity network.
+
+    Args:
+        level: ``a`` of the SDE, 0 (the ODE) or more; Flow-GRPO: 0.7; :math:`\sqrt 2` is memoryless.
+        sigma_min: floor under the std of every step, in units of the state; 0 leaves steps without noise as they are.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    prediction = "velocity"
+    prior_std = 1.0
+
+    def __init__(self, level: float = MEMORYLESS, *, sigma_min: float = 0.0) -> None:
+        if level < 0 or sigma_min < 0:
+            raise ConfigError(f"expected level >= 0 and sigma_min >= 0; got {level} and {sigma_min}; correct them")
+        self.level, self.sigma_min, self.schedule = level, sigma_min, Linear()
+        self.memoryless = level >= MEMORYLESS
+
+    def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Standard normal."""
+        return torch.randn(shape, generator=rng, device=rng.device)
+
+    def corrupt(self, x_0: Float[Tensor, "B *event"], t: Tensor, rng: torch.Generator) -> Float[Tensor, "B *event"]:
+        r""":math:`(1 - t) x_0 + t \epsilon`."""
+        noise = torch.randn(x_0.shape, generator=rng, device=x_0.device, dtype=x_0.dtype)
+        return per_row(1 - t, x_0) * x_0 + per_row(t, x_0) * noise
+
+    def transition(
+        self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor, s: Tensor
+    ) -> GaussianStep:
+        """The kernel (3), its mean in at least float32. Gradient flows to ``prediction`` and ``x_t``."""
+        t, s = t.double(), s.double()
+        dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
+        x_t, velocity = x_t.to(dtype), prediction.to(dtype)
+        kept = ((1 - t) * s / ((1 - s) * t)) ** (self.level**2 / 2)  # of the noise, kappa to the a^2 / 4
+        std, direction = s * (1 - kept.square()).sqrt(), s * kept
+        state, network = 1 - s + direction, direction * (1 - t) - (1 - s) * t
+        mean = per_row(state, x_t) * x_t + per_row(network, x_t) * velocity
+        return GaussianStep(mean, std.clamp(min=self.sigma_min))
+
+    def denoised(
+        self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
+    ) -> Float[Tensor, "B *event"]:
+        r""":math:`\hat x_0` of (1)."""
+        return x_t - per_row(t, x_t) * prediction
+
+    def noiseless(self, t: Tensor, s: Tensor) -> bool:
+        """Whether the step has std 0: the ODE, or the last step, both with ``sigma_min = 0``."""
+        anywhere = torch.zeros(1, 1, device=t.device)
+        return not self.transition(anywhere, anywhere, t, s).has_density
+
+    def denoising_loss(
+        self,
+        prediction: Float[Tensor, "B *event"],
+        x_0: Float[Tensor, "B *event"],
+        x_t: Float[Tensor, "B *event"],
+        t: Tensor,
+    ) -> Float[Tensor, " B"]:
+        """Squared error of the velocity, mean over the event (flow matching).
+
+        The noise is recovered from ``x_t``; it is taken as 0 where there is none, at ``t = 0``.
+        """
+        noise = (x_t - per_row(1 - t, x_0) * x_0) / per_row(t, x_0).clamp(min=torch.finfo(x_0.dtype).tiny)
+        return (prediction - (noise - x_0)).square().flatten(1).mean(-1)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"level": self.level, "sigma_min": self.sigma_min}

@@ -3,6 +3,7 @@
 from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
+from difftilt.processes.simplex import Simplex
 from difftilt.processes.uniform import Uniform
 
-__all__ = ["Flow", "Gaussian", "Masked", "Uniform"]
+__all__ = ["Flow", "Gaussian", "Masked", "Simplex", "Uniform"]

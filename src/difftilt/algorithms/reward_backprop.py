@@ -150,7 +150,7 @@ class RewardBackprop:
         if more:
             again, spent = last_step_again(policy, state.x_0, more, rng, state.references, tau=tau, cond=cond)
             x_0, kl = torch.cat([x_0, again]), torch.cat([kl, spent], dim=1)
-        value = reward.on_probabilities(x_0[..., :-1] if tokens else x_0).to(kl)
+        value = reward.on_probabilities(policy.codec.readable(x_0)).to(kl)
         lost = int((~value.isfinite()).sum())
         if lost:
             raise UnsupportedError(

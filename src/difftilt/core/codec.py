@@ -11,8 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from difftilt.core.registry import register
+from difftilt.core.sticks import break_sticks, sticks_of
 from difftilt.errors import DataError, ShapeError
 from difftilt.types import Float, Int, Tensor
 
@@ -27,6 +29,13 @@ class Codec(Protocol):
 
     def encode(self, designs: Sequence[Any]) -> Tensor:
         """States ``[B, *event]`` of designs; raises :class:`DataError` on one that cannot be represented."""
+        ...
+
+    def readable(self, x_0: Tensor) -> Tensor:
+        """What a reward's ``on_probabilities`` reads of finished differentiable states. Gradient flows.
+
+        Its value is that of the design that :meth:`decode` gives.
+        """
         ...
 
     def config(self) -> dict[str, Any]:
@@ -100,9 +109,35 @@ class TokenCodec:
             )
         return torch.from_numpy(tokens.astype(np.int64))
 
+    def readable(self, x_0: Float[Tensor, "B L V1"]) -> Float[Tensor, "B L V"]:
+        """Relaxed tokens without the mask."""
+        return x_0[..., :-1]
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"alphabet": self.alphabet, "length": self.length, "aliases": self.aliases}
+
+
+@register("codec", "simplex")
+class SimplexCodec(TokenCodec):
+    """Strings read off stick-breaking states ``[B, L, V - 1]``: the largest letter of each position, never none."""
+
+    def decode(self, x_0: Float[Tensor, "B L V1"]) -> list[str]:
+        """Strings of states; sticks are read within [0, 1]."""
+        return super().decode(self._probabilities(x_0).argmax(-1))
+
+    def encode(self, designs: Sequence[str]) -> Float[Tensor, "B L V1"]:
+        """States of strings, at the corners; see the class for the letters read."""
+        return sticks_of(super().encode(designs), self.vocabulary)
+
+    def readable(self, x_0: Float[Tensor, "B L V1"]) -> Float[Tensor, "B L V"]:
+        """Straight-through: one-hot letters forward, the probabilities' gradient backward; they are nearly one-hot."""
+        soft = self._probabilities(x_0)
+        return F.one_hot(soft.argmax(-1), self.vocabulary).to(soft) + (soft - soft.detach())
+
+    @staticmethod
+    def _probabilities(x_0: Float[Tensor, "B L V1"]) -> Float[Tensor, "B L V"]:
+        return break_sticks(x_0.clamp(0, 1))
 
 
 @register("codec", "vector")
@@ -116,6 +151,10 @@ class VectorCodec:
     def encode(self, designs: Sequence[np.ndarray]) -> Float[Tensor, "B d"]:
         """Rows to states."""
         return torch.from_numpy(np.stack(designs))
+
+    def readable(self, x_0: Float[Tensor, "B *event"]) -> Float[Tensor, "B *event"]:
+        """States are designs."""
+        return x_0
 
     def config(self) -> dict[str, Any]:
         """No arguments."""

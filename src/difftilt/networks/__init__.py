@@ -3,6 +3,10 @@
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
 from difftilt.networks.regressor import ConvRegressor, RecurrentRegressor
+from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
 
-__all__ = ["ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "RecurrentRegressor", "TransformerDenoiser"]
+__all__ = [
+    "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "RecurrentRegressor", "TimedConvDenoiser",
+    "TransformerDenoiser",
+]  # fmt: skip

@@ -1,6 +1,7 @@
 r"""Diffusion on the simplex by stick-breaking with Jacobi diffusions (DDSM, "Dirichlet diffusion").
 
-A position's letter probabilities :math:`x \in \Delta^{V-1}` are broken into :math:`V - 1` sticks,
+A position's letter probabilities :math:`x \in \Delta^{V-1}` are broken into :math:`V - 1` sticks
+(:mod:`difftilt.core.sticks`),
 
 .. math:: x_c = u_c \prod_{i<c} (1 - u_i), \qquad x_{V-1} = \prod_i (1 - u_i)                        \qquad (1)
 
@@ -171,19 +172,9 @@ class Simplex(Process):
         rate = 2 * self.horizon * time
         return (0.5 * rate * self.speed.to(u) * error.square() / (u * (1 - u))).sum((1, 2))
 
-    def probabilities(self, x: Float[Tensor, "B L V1"]) -> Float[Tensor, "B L V"]:
-        """Equation (1) of the clamped sticks."""
-        return break_sticks(self._inside(x))
-
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"vocabulary": self.vocabulary, "horizon": self.horizon, "edge": self.edge}
-
-
-def break_sticks(u: Float[Tensor, "*B V1"]) -> Float[Tensor, "*B V"]:
-    """Equation (1)."""
-    rest = F.pad((1 - u).cumprod(-1), (1, 0), value=1.0)
-    return rest * F.pad(u, (0, 1), value=1.0)
 
 
 def _clock(t: Tensor) -> Int[Tensor, " B"]:

@@ -140,6 +140,28 @@ def test_scales_divide_by_the_named_spread_and_alike_returns_get_nothing(problem
     assert (alike == 0).all()
 
 
+def test_a_running_scale_remembers_the_spread_of_its_condition(problem: TiltedProblem) -> None:
+    """Variances 0.9 : 0.1 from update to update, through a checkpoint; the group's own (twin) is another number."""
+    data = sampled(problem, perturbed(problem), 500)
+    data = dataclasses.replace(data, condition=torch.arange(data.path.batch) % 2)
+    anchors, conditions = [Anchor(problem.pretrained, ALPHA)], Conditions({"y": torch.arange(2)})
+    wider = dataclasses.replace(data, scores=Scores(3 * data.scores.value))
+    plain, algorithm = PPO(baseline="group"), PPO(baseline="group", scale="running")
+    state = algorithm.init(perturbed(problem), anchors, conditions)
+    first, second = (plain.targets(state, part) for part in (data, wider))
+    torch.testing.assert_close(
+        algorithm.targets(state, data), PPO(scale="group", baseline="group").targets(state, data)
+    )
+    resumed = algorithm.init(perturbed(problem), anchors, conditions)
+    resumed.load_state_dict(state.state_dict())
+    scaled = algorithm.targets(resumed, wider)
+    for label in (0, 1):
+        rows = data.condition == label
+        variance = 0.9 * first[:, rows].var() + 0.1 * second[:, rows].var()
+        torch.testing.assert_close(ALPHA * scaled[:, rows], second[:, rows] / variance.sqrt())
+        assert (second[:, rows].var() / variance).sqrt() > 1.5
+
+
 def test_groups_are_compared_within_themselves() -> None:
     """A condition that is hard by nature is not punished for it; one baseline for all (twin) does punish it."""
     problem = random_pairwise(3, 3, alpha=ALPHA, target_kl=1.0, seed=0)

@@ -120,6 +120,19 @@ def test_a_value_learned_from_returns_to_go_lowers_the_variance(problem: TiltedP
     assert spread["value"] < 0.7 * spread["batch"]
 
 
+def test_the_value_is_learned_from_what_is_still_to_come(problem: TiltedProblem) -> None:
+    """At the optimum the return to go of a state is its soft value: nothing is left, where KL paid varies."""
+    policy = problem.tunable()
+    policy.denoiser = type(policy.denoiser).from_joint(problem.tilted.view(3, 3, 3))
+    data = sampled(problem, policy.requires_grad_(True), 400)
+    algorithm = Reinforce(baseline="value")
+    state = algorithm.init(policy, [Anchor(problem.pretrained, ALPHA)])
+    for _ in range(60):
+        advantage = algorithm.targets(state, data)
+    paid = data.path.log_ratio[0, :-1].sum(0)  # before the last step, nats
+    assert advantage[-1].var() < 0.1 * paid.var()
+
+
 def test_scales_divide_by_the_named_spread_and_alike_returns_get_nothing(problem: TiltedProblem) -> None:
     data = sampled(problem, perturbed(problem), 500)
     data = dataclasses.replace(data, condition=torch.arange(data.path.batch) % 2)

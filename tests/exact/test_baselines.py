@@ -107,6 +107,18 @@ def test_any_baseline_leaves_the_gradient_unbiased_where_designs_are_infeasible(
         assert (gradient_of(hard, policy, data, alone) - exact).norm() > 3e-3 * exact.norm()
 
 
+def test_a_running_mean_takes_the_place_of_the_others_mean(problem: TiltedProblem) -> None:
+    """Exactly, in a batch of a few: returns minus the mean remembered."""
+    data = sampled(problem, perturbed(problem), 300)
+    data = select(data, torch.arange(0, data.path.batch, 50))
+    algorithm = Reinforce(baseline="running")
+    state = algorithm.init(perturbed(problem), [Anchor(problem.pretrained, ALPHA)])
+    state.mean[:] = 0.7
+    returns = data.returns(torch.tensor([ALPHA], dtype=torch.float64))
+    expected = ((returns - 0.7) / ALPHA).expand(data.path.steps, -1)
+    torch.testing.assert_close(algorithm.targets(state, data), expected)
+
+
 def test_a_value_learned_from_returns_to_go_lowers_the_variance(problem: TiltedProblem) -> None:
     """Far from the optimum; a network of the wrong targets (twin: returns of shuffled paths) does not."""
     policy = perturbed(problem)

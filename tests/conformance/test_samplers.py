@@ -26,6 +26,7 @@ from difftilt.problems.landscapes import TabularDenoiser
 from difftilt.problems.linear_gaussian import Chain, LinearGaussian
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked
+from difftilt.samplers import refine, smc, value_weighted
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.classifier_guidance import ClassifierGuidance, GuidedPolicy
 from difftilt.samplers.mcmc import MCMC
@@ -268,6 +269,18 @@ def test_a_reward_that_depends_on_conditions_is_asked_for_those_of_each_row(samp
     share = [kept.log_weight.where(c == label, -torch.inf).softmax(0) for label in (0, 1)]
     bar = 2 if sampler.startswith("mcmc") else 4  # a few small steps
     assert (share[1] - share[0]) @ value > bar * value.std() / 200**0.5
+
+
+def test_batches_of_a_large_run_keep_the_conditions_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's batch cut to 8 rows; the reward and the network check that conditions are as many as designs."""
+    for module in (refine, smc, value_weighted):
+        monkeypatch.setattr(module, "ROWS", 8)
+    own, c = policy("tokens"), torch.arange(60) % 2
+    for sampler in ("refine", "refine, renoised", "smc", "value_weighted", "best_of_n"):
+        made = BestOfN(candidates=1024) if sampler == "best_of_n" else SAMPLERS[sampler]
+        kept = made(own, ByCondition(Sum(own.process)), 60, generator(), cond={"c": c})
+        value = Sum(own.process)(own.codec.decode(kept.x_0))
+        assert value[c == 1].mean() > value[c == 0].mean() + 0.5, sampler
 
 
 def test_values_are_told_the_condition_of_each_candidate() -> None:

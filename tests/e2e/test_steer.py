@@ -211,6 +211,15 @@ def test_guidance_says_that_it_needs_a_gradient_before_anything_is_paid_for(diff
     assert facts(Path("r"))["value"] == "one_jump"
 
 
+@pytest.mark.slow
+def test_guidance_learns_a_black_box_by_regression(difftilt, steer):
+    job = [*steer, "--sampler", "classifier_guidance", "--reward", "scorer.py:content", "--value", "regression"]
+    assert difftilt(*job, "--value-samples", "256", "--alpha", "0.1", "--run", "r").code == 0
+    record = facts(Path("r"))
+    assert record["value"] == "regression"
+    assert record["after"]["reward"]["mean"] > record["before"]["reward"]["mean"]
+
+
 @pytest.mark.parametrize("value", ["one_jump", "monte_carlo", pytest.param("regression", marks=pytest.mark.slow)])
 def test_any_value_can_be_named(difftilt, steer, value):
     job = [*steer, "--value", value, "--value-samples", "8", "--run", "r"]

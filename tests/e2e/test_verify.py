@@ -106,6 +106,16 @@ def test_stopped_by_ctrl_c_it_says_how_to_go_on(work, whole_group):
     assert 0 < len(rows) < 18
 
 
+def test_killed_it_leaves_no_process_behind_and_every_row_made(work):
+    words = ("verify", "--algorithm", "smc", "--process", "gaussian", "--full", "--json", "rows.json", "--jobs", "2")
+    process = spawn(*words, new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("1/18")
+    process.kill()
+    process.communicate(timeout=30)  # workers hold the other end of its pipes
+    assert len(json.loads(Path("rows.json").read_text())["rows"]) >= 1
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

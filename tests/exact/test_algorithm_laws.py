@@ -151,23 +151,24 @@ def test_the_closed_form_kl_needs_its_return_and_its_direct_gradient(
         assert (got - exact).norm() > 0.05 * exact.norm()
 
 
-def test_the_closed_form_is_what_the_update_descends(problem: TiltedProblem) -> None:
-    """PPO's own loss on every path at once: its gradient is that of the pure functions above."""
+@pytest.mark.parametrize("count", [None, 2])
+def test_the_closed_form_is_what_the_update_descends(problem: TiltedProblem, count: int | None) -> None:
+    """PPO's own loss on many paths, or on two of their three steps scaled up: the gradient of the functions above."""
     policy = perturbed(problem)
     algorithm = PPO(kl="closed_form")
     state = algorithm.init(policy, [Anchor(problem.pretrained, ALPHA)])
     path = rollout(policy, 64, torch.Generator().manual_seed(0), references=[problem.pretrained], with_kl=True)
     data = collected(problem, path)
-    steps = choose_steps(path, torch.arange(64), None, torch.Generator())
+    steps = choose_steps(path, torch.arange(64), count, torch.Generator().manual_seed(0))
     targets, rng = algorithm.targets(state, data), torch.Generator()
     loss, _ = algorithm.loss(state, data, targets, steps, torch.arange(64), rng)
     law = policy.step(steps.x_t, steps.t, steps.s)
     kl = law.kl(problem.pretrained.step(steps.x_t, steps.t, steps.s))
-    returns = data.scores.value - ALPHA * kl.detach().view(path.steps, -1).sum(0)
+    returns = data.scores.value - ALPHA * path.kl[0].sum(0)
     advantage = centred_advantage(returns, data.scores.feasible, feasibility_weight=ALPHA) / ALPHA
-    expected = kl.sum() / 64 - (advantage[steps.path] * law.log_prob(steps.x_s)).sum() / 64
+    expected = (kl - advantage[steps.path] * law.log_prob(steps.x_s)).sum() / 64 * (1 if count is None else 3 / 2)
     torch.testing.assert_close(gradient(loss, policy), gradient(expected, policy), rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(path.kl[0].flatten(), kl.detach())
+    torch.testing.assert_close(path.kl[0][steps.k, steps.path], kl.detach())
 
 
 def collected(problem: TiltedProblem, path: Trajectory) -> ScoredPaths:
@@ -372,6 +373,30 @@ def test_a_random_subset_of_steps_is_unbiased(problem: TiltedProblem) -> None:
     torch.testing.assert_close(problem.pretrained.step(steps.x_t, steps.t, steps.s).log_prob(steps.x_s), steps.log_prob)
 
 
+@pytest.mark.parametrize("algorithm", BLACK_BOX, ids=name_of)
+def test_the_gradient_of_two_of_three_steps_is_that_of_all_in_the_mean(
+    problem: TiltedProblem, algorithm: object
+) -> None:
+    """Over the three pairs of steps, without sampling; unscaled (twin) it is two thirds of it."""
+    policy, rows, rng = perturbed(problem), torch.arange(24), torch.Generator()
+    state = algorithm.init(policy, [Anchor(problem.pretrained, ALPHA)])
+    closed = getattr(algorithm, "kl", None) == "closed_form"
+    path = rollout(policy, 24, rng.manual_seed(0), references=[problem.pretrained], with_kl=closed)
+    data = collected(problem, path)
+    targets, every = algorithm.targets(state, data), choose_steps(path, rows, None, rng)
+
+    def some(steps: tuple[int, ...], scale: float) -> torch.Tensor:
+        chosen = torch.isin(every.k, torch.tensor(steps))
+        fields = {name: value[chosen] for name, value in vars(every).items() if isinstance(value, torch.Tensor)}
+        part = dataclasses.replace(every, **fields, scale=scale)
+        return gradient(algorithm.loss(state, data, targets, part, rows, rng)[0], policy)
+
+    pairs = list(itertools.combinations(range(3), 2))
+    whole = some((0, 1, 2), 1.0)
+    torch.testing.assert_close(sum(some(pair, 3 / 2) for pair in pairs) / 3, whole, rtol=1e-8, atol=1e-9)
+    assert (sum(some(pair, 1 + 1e-9) for pair in pairs) / 3 - whole).norm() > 0.3 * whole.norm()
+
+
 def test_ratio_is_one_on_the_first_pass(problem: TiltedProblem) -> None:
     """Against the number stored at rollout; a reference that is not the behaviour must not pass for it (twin)."""
     policy = perturbed(problem)
@@ -393,6 +418,16 @@ def test_clipping_acts_because_there_are_inner_epochs(problem: TiltedProblem) ->
 
     assert clip_fraction(epochs=1, minibatches=1) == 0
     assert clip_fraction(epochs=2, minibatches=4) > 0
+
+
+def test_clipping_stops_what_has_gone_far_enough_and_nothing_else() -> None:
+    """By hand, ratios 1/2 and 3/2 at eps = 0.2: no gradient where the ratio moved the way the advantage wants."""
+    ratio, advantage = torch.tensor([1.5, 0.5, 1.5, 0.5]).double(), torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    log_prob = ratio.log().requires_grad_(True)
+    loss = ppo_loss(log_prob, torch.zeros(4).double(), advantage, clip=0.2, scale=2.0, paths=4)
+    assert loss.item() == pytest.approx(-2 * (1.2 + 0.5 - 1.5 - 0.8) / 4)
+    loss.backward()
+    assert log_prob.grad.tolist() == pytest.approx([0.0, -2 * 0.5 / 4, 2 * 1.5 / 4, 0.0])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=name_of)

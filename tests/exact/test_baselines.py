@@ -107,6 +107,18 @@ def test_any_baseline_leaves_the_gradient_unbiased_where_designs_are_infeasible(
         assert (gradient_of(hard, policy, data, alone) - exact).norm() > 3e-3 * exact.norm()
 
 
+def test_a_running_mean_takes_the_place_of_the_others_mean(problem: TiltedProblem) -> None:
+    """Exactly, in a batch of a few: returns minus the mean remembered."""
+    data = sampled(problem, perturbed(problem), 300)
+    data = select(data, torch.arange(0, data.path.batch, 50))
+    algorithm = Reinforce(baseline="running")
+    state = algorithm.init(perturbed(problem), [Anchor(problem.pretrained, ALPHA)])
+    state.mean[:] = 0.7
+    returns = data.returns(torch.tensor([ALPHA], dtype=torch.float64))
+    expected = ((returns - 0.7) / ALPHA).expand(data.path.steps, -1)
+    torch.testing.assert_close(algorithm.targets(state, data), expected)
+
+
 def test_a_value_learned_from_returns_to_go_lowers_the_variance(problem: TiltedProblem) -> None:
     """Far from the optimum; a network of the wrong targets (twin: returns of shuffled paths) does not."""
     policy = perturbed(problem)
@@ -118,6 +130,19 @@ def test_a_value_learned_from_returns_to_go_lowers_the_variance(problem: TiltedP
             advantage = Reinforce(baseline=baseline).targets(state, data)
         spread[baseline] = advantage[-1].var().item()
     assert spread["value"] < 0.7 * spread["batch"]
+
+
+def test_the_value_is_learned_from_what_is_still_to_come(problem: TiltedProblem) -> None:
+    """At the optimum the return to go of a state is its soft value: nothing is left, where KL paid varies."""
+    policy = problem.tunable()
+    policy.denoiser = type(policy.denoiser).from_joint(problem.tilted.view(3, 3, 3))
+    data = sampled(problem, policy.requires_grad_(True), 400)
+    algorithm = Reinforce(baseline="value")
+    state = algorithm.init(policy, [Anchor(problem.pretrained, ALPHA)])
+    for _ in range(60):
+        advantage = algorithm.targets(state, data)
+    paid = data.path.log_ratio[0, :-1].sum(0)  # before the last step, nats
+    assert advantage[-1].var() < 0.1 * paid.var()
 
 
 def test_scales_divide_by_the_named_spread_and_alike_returns_get_nothing(problem: TiltedProblem) -> None:
@@ -138,6 +163,28 @@ def test_scales_divide_by_the_named_spread_and_alike_returns_get_nothing(problem
     path = dataclasses.replace(flat.path, reference_log_prob=flat.path.log_prob[None])
     alike = PPO(scale="batch").targets(by_batch, dataclasses.replace(flat, path=path))
     assert (alike == 0).all()
+
+
+def test_a_running_scale_remembers_the_spread_of_its_condition(problem: TiltedProblem) -> None:
+    """Variances 0.9 : 0.1 from update to update, through a checkpoint; the group's own (twin) is another number."""
+    data = sampled(problem, perturbed(problem), 500)
+    data = dataclasses.replace(data, condition=torch.arange(data.path.batch) % 2)
+    anchors, conditions = [Anchor(problem.pretrained, ALPHA)], Conditions({"y": torch.arange(2)})
+    wider = dataclasses.replace(data, scores=Scores(3 * data.scores.value))
+    plain, algorithm = PPO(baseline="group"), PPO(baseline="group", scale="running")
+    state = algorithm.init(perturbed(problem), anchors, conditions)
+    first, second = (plain.targets(state, part) for part in (data, wider))
+    torch.testing.assert_close(
+        algorithm.targets(state, data), PPO(scale="group", baseline="group").targets(state, data)
+    )
+    resumed = algorithm.init(perturbed(problem), anchors, conditions)
+    resumed.load_state_dict(state.state_dict())
+    scaled = algorithm.targets(resumed, wider)
+    for label in (0, 1):
+        rows = data.condition == label
+        variance = 0.9 * first[:, rows].var() + 0.1 * second[:, rows].var()
+        torch.testing.assert_close(ALPHA * scaled[:, rows], second[:, rows] / variance.sqrt())
+        assert (second[:, rows].var() / variance).sqrt() > 1.5
 
 
 def test_groups_are_compared_within_themselves() -> None:

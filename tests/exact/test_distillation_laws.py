@@ -161,6 +161,18 @@ def test_the_teachers_weights_count(problem: TiltedProblem) -> None:
     assert problem.kl(tuned(problem, algorithm, 60, teacher=Blind(**plain))) > 0.5
 
 
+def test_coefficients_are_the_teachers_weights_with_mean_one(problem: TiltedProblem) -> None:
+    """So that (1) is a cross-entropy in nats, whatever the batch; all 0 where no design is feasible."""
+    algorithm = Distill(batch=64)
+    state = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
+    data = algorithm.collect(state, problem.reward, torch.Generator().manual_seed(0))
+    weight = torch.arange(1, 65).double()
+    state.log_share = (weight.log() + 3.0).log_softmax(0)
+    assert algorithm.targets(state, data).tolist() == pytest.approx((weight / weight.mean()).tolist())
+    state.log_share = torch.full((64,), -math.inf).double().log_softmax(0)
+    assert (algorithm.targets(state, data) == 0).all()
+
+
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_paths_of_samplers_are_paths_of_the_chain(problem: TiltedProblem, teacher: str) -> None:
     """They end in the designs, start masked, and every step has positive probability."""

@@ -15,6 +15,8 @@ from difftilt.algorithms.reward_backprop import (
     reward_backprop_loss,
 )
 from difftilt.core.algorithm import Anchor
+from difftilt.core.codec import VectorCodec
+from difftilt.core.conditions import Conditions
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
@@ -219,6 +221,39 @@ def test_with_one_token_the_redone_step_has_the_mean_of_the_last_one() -> None:
         process.vocabulary, process.reveal
     )
     assert apart(own, gradients(redone)) > 7
+
+
+def test_redone_designs_keep_their_condition() -> None:
+    """A network that draws 10 y, and a reward that is told y: both see it row by row, redone or not."""
+    seen: list[torch.Tensor] = []
+
+    class Tenfold(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(10.0))
+
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.factor * cond["y"][:, None].expand_as(x_t)
+
+    class Told:
+        def under(self, cond: dict[str, torch.Tensor]) -> Told:
+            self.y = cond["y"]
+            return self
+
+        def __call__(self, designs: list[object]) -> torch.Tensor:
+            return torch.zeros(len(designs))
+
+        def on_probabilities(self, p: torch.Tensor) -> torch.Tensor:
+            seen.append(p.detach() - 10 * self.y[:, None])
+            return p.sum(1)
+
+    process = Gaussian(Cosine(0.05), prediction="x_0", sigma_min=0.1)
+    policy = Policy(Tenfold(), process, VectorCodec(), (2,), steps=2)
+    algorithm = RewardBackprop(batch=16, truncation=1, low_variance=MORE)
+    state = algorithm.init(policy, [Anchor(policy.frozen_copy(), ALPHA)], Conditions({"y": torch.arange(5.0)}))
+    algorithm.step(state, Told(), torch.Generator().manual_seed(0))
+    assert seen[0].shape == (16 * (1 + MORE), 2)
+    assert seen[0].abs().max() < 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"truncation": 2}, {"random_truncation": True}])

@@ -8,6 +8,9 @@ import math
 import pytest
 import torch
 
+from difftilt.algorithms.path_consistency import PathConsistency, path_consistency_loss
+from difftilt.core.algorithm import Anchor
+from difftilt.core.trajectory import rollout
 from difftilt.data import load
 from difftilt.errors import ConfigError, DataError, UnsupportedError
 from difftilt.problems.affine import AffineProblem
@@ -271,6 +274,35 @@ def test_the_joint_denoiser_holds_the_conditionals_of_its_law(both):
     close(denoiser(states, t).log_softmax(-1)[masked], expected[masked])
     untilted = TabularDenoiser.from_joint(base)(states, t).log_softmax(-1)  # twin: without the tables
     assert (untilted - expected)[masked].abs().max() > 0.5
+
+
+def test_values_over_windows_hold_every_soft_value_of_the_law_and_are_learned_beside_its_policy():
+    """Rough rewards, as many numbers as designs. Twins: another alpha; the law's own tables taken for the value's."""
+    scores = some_scores(3, strands=False)
+    problem = tfbind(scores, alpha=0.2)
+    policy = problem.tunable()
+    with torch.no_grad():
+        for table in policy.denoiser.windows:
+            table += 1.0  # the policy's, not the value's
+    state = PathConsistency().init(policy, [Anchor(problem.pretrained, problem.alpha)])
+    network, exact, t = state.value, problem.soft_values(), torch.ones(())
+    known = ~exact.isnan().all(0)
+    states, value = problem.chain.states, exact.nan_to_num(nan=-math.inf).amax(0)  # alike at all times
+    close(network(states, t), torch.zeros(len(states)))
+    (whole,) = (table for table in network.law.windows if table.numel() == 64)
+    with torch.no_grad():
+        whole += problem.table.view(4, 4, 4) / problem.alpha
+    close(problem.alpha * network(states, t)[known], value[known])
+    assert (network(states, t)[known] - value[known] / (2 * problem.alpha)).abs().max() > 0.5
+    optimum = problem.pretrained.frozen_copy()
+    optimum.denoiser = JointDenoiser.of(problem.tilted.view(4, 4, 4))
+    path = rollout(optimum, 64, torch.Generator().manual_seed(0), references=[problem.pretrained])
+    along = torch.stack([problem.alpha * network(x_t, t).double() for x_t in path.states[:-1]])
+    reward = torch.tensor(problem.reward(problem.pretrained.codec.decode(path.x_0)), dtype=torch.float64)
+    for span in (None, 1):
+        close(path_consistency_loss(path.log_ratio[0], along, reward, alpha=problem.alpha, span=span), 0.0, atol=1e-12)
+        assert path_consistency_loss(path.log_ratio[0], 0.5 * along, reward, alpha=problem.alpha, span=span) > 1e-3
+    assert any(parameter is whole for parameter in state.optimiser.param_groups[1]["params"])
 
 
 def test_the_joint_denoiser_gives_gradients_to_its_tables():

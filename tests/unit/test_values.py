@@ -147,6 +147,21 @@ def test_the_plug_in_value_is_the_reward_of_the_mean(problem: TiltedProblem) -> 
     torch.testing.assert_close(value(one_hot(x_0), zero), exact)
 
 
+def test_relaxed_tokens_at_the_end_are_filled_as_before_the_last_step(problem: TiltedProblem) -> None:
+    asked = []
+
+    class Timed(TabularDenoiser):
+        def forward(self, x_t: Any, t: Any, cond: Any = None) -> torch.Tensor:
+            asked.append(t.tolist())
+            return super().forward(x_t, t, cond)
+
+    own = problem.pretrained
+    policy = Policy(Timed(3, 3), own.process, own.codec, own.event_shape, steps=4).eval()
+    x = one_hot(torch.tensor([[0, 3, 1], [2, 2, 2]]))
+    PlugIn(policy, problem.reward)(x, torch.tensor([0.0, 0.5], dtype=torch.float64))
+    assert asked == [[0.25], [0.5]]
+
+
 def test_black_boxes_have_no_plug_in_value_and_get_one_jump_by_default(problem: TiltedProblem) -> None:
     rng = torch.Generator().manual_seed(0)
     box = TableReward({})

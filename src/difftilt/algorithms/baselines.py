@@ -10,10 +10,11 @@ With the return ``R`` of a path (:mod:`difftilt.algorithms.paths`), its return t
 ``value``   :math:`R_k - V_\phi(x_t)`, a network fitted to returns to go by squared error
 ==========  ===================================================================================================
 
-Each is independent of the step's own draw, so the gradient stays unbiased. ``scale`` divides by a standard deviation,
-of the batch or of the group. That makes alpha a multiple of it: the law tuned toward changes from update to update, and
-near the optimum, where returns are constant, noise is amplified. It is there for rewards without a unit; on exact
-problems it is off. Groups whose returns are all alike (a spread below 1e-8) are given no scale and advantage 0.
+Each is independent of the step's own draw, so the gradient stays unbiased. ``scale`` divides by a standard deviation:
+of the batch, of the group, or a running one of the condition (DDPO's tracker has mean and spread running). That makes
+alpha a multiple of it: the law tuned toward changes from update to update, and near the optimum, where returns are
+constant, noise is amplified. It is there for rewards without a unit; on exact problems it is off. Groups whose returns
+are all alike (a spread below 1e-8) are given no scale and advantage 0.
 
 References:
     Black et al. 2023 (per-prompt tracker), https://arxiv.org/abs/2305.13301; Shao et al. 2024 (GRPO),
@@ -40,9 +41,9 @@ from difftilt.types import Float, Tensor
 from difftilt.values.network import ValueNetwork
 
 BASELINES = ("batch", "group", "running", "value")
-SCALES = ("none", "batch", "group")
+SCALES = ("none", "batch", "group", "running")
 MEMORY = 0.9
-"""Of the running mean, per update that saw the condition."""
+"""Of running means and spreads, per update that saw the condition."""
 
 
 class BaselineState(TunedState):
@@ -59,10 +60,11 @@ class BaselineState(TunedState):
             self.value_optimiser = torch.optim.Adam(self.value.parameters(), lr=1e-2)
         count = 1 if conditions is None else len(conditions)
         self.mean = torch.full((count,), torch.nan, dtype=torch.float64, device=policy.device)
+        self.variance = self.mean.clone()
 
     def state_dict(self) -> dict[str, Any]:
         """As the base, and the baselines."""
-        own: dict[str, Any] = {"mean": self.mean}
+        own: dict[str, Any] = {"mean": self.mean, "variance": self.variance}
         if self.value is not None:
             own |= {"value": self.value.state_dict(), "value_optimiser": self.value_optimiser.state_dict()}
         return {**super().state_dict(), "baseline": own}
@@ -71,6 +73,7 @@ class BaselineState(TunedState):
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
         self.mean.copy_(state["baseline"]["mean"])
+        self.variance.copy_(state["baseline"]["variance"])
         if self.value is not None:
             self.value.load_state_dict(state["baseline"]["value"])
             self.value_optimiser.load_state_dict(state["baseline"]["value_optimiser"])
@@ -83,7 +86,7 @@ class BaselineSettings(FeasibilitySettings):
     baseline: str = "batch"
     """``"batch"``, ``"group"``, ``"running"`` or ``"value"``; see :mod:`difftilt.algorithms.baselines`."""
     scale: str = "none"
-    """``"none"``, ``"batch"`` or ``"group"``: whose standard deviation divides the advantages."""
+    """``"none"``, ``"batch"``, ``"group"`` or ``"running"``: whose standard deviation divides the advantages."""
 
     def __post_init__(self) -> None:
         if self.baseline not in BASELINES:
@@ -117,7 +120,7 @@ class BaselineSettings(FeasibilitySettings):
             paid = paid.cumsum(0) - paid  # before each step
             fitted = state.alpha * self._fit(state, data, (returns + paid) / state.alpha)
             advantage = self._moved(advantage, fitted - paid, returns, feasible)
-        return self._scaled(advantage, data) / state.alpha
+        return self._scaled(state, advantage, data) / state.alpha
 
     def _moved(
         self, advantage: Float[Tensor, "K B"], baseline: Tensor, returns: Float[Tensor, " B"], feasible: Tensor
@@ -139,8 +142,7 @@ class BaselineSettings(FeasibilitySettings):
         before = state.mean[data.condition]
         for label in data.condition[data.scores.feasible].unique():
             now = returns[(data.condition == label) & data.scores.feasible].mean()
-            old = state.mean[label]
-            state.mean[label] = now if old.isnan() else MEMORY * old + (1 - MEMORY) * now
+            state.mean[label] = self._remembered(state.mean[label], now)
         return before
 
     def _fit(self, state: BaselineState, data: ScoredPaths, to_go: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
@@ -158,14 +160,19 @@ class BaselineSettings(FeasibilitySettings):
                 state.value_optimiser.step()
         return before.view(path.steps, path.batch)
 
-    def _scaled(self, advantage: Float[Tensor, "K B"], data: ScoredPaths) -> Float[Tensor, "K B"]:
+    def _scaled(self, state: BaselineState, advantage: Float[Tensor, "K B"], data: ScoredPaths) -> Float[Tensor, "K B"]:
         if self.scale == "none":
             return advantage
-        group = data.condition if self.scale == "group" else torch.zeros_like(data.condition)
+        group = torch.zeros_like(data.condition) if self.scale == "batch" else data.condition
         scaled = torch.zeros_like(advantage)
         for label in group.unique():
             rows = group == label
-            std = advantage[:, rows & data.scores.feasible].std()
-            if std > 1e-8:
-                scaled[:, rows] = advantage[:, rows] / std
+            variance = advantage[:, rows & data.scores.feasible].var()
+            if self.scale == "running" and variance.isfinite():
+                state.variance[label] = variance = self._remembered(state.variance[label], variance)
+            if variance > 1e-16:
+                scaled[:, rows] = advantage[:, rows] / variance.sqrt()
         return scaled
+
+    def _remembered(self, before: Float[Tensor, ""], now: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        return now if before.isnan() else MEMORY * before + (1 - MEMORY) * now

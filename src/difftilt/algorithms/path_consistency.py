@@ -59,7 +59,8 @@ class PathConsistencyState(OffPolicyState):
         self, policy: Policy, anchors: list[Anchor], *, learning_rate: float, value_learning_rate: float, capacity: int
     ) -> None:
         with seeded_initialisation(0):
-            self.value = ValueNetwork(policy).to(policy.device)
+            own = getattr(policy.denoiser, "value_network", None)  # of a denoiser that knows what values can be
+            self.value = (ValueNetwork(policy) if own is None else own()).to(policy.device)
         self.offset = 0.0
         extra = [{"params": list(self.value.parameters()), "lr": value_learning_rate}]
         super().__init__(policy, anchors, learning_rate=learning_rate, capacity=capacity, extra=extra)

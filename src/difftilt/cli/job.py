@@ -113,10 +113,10 @@ def _refuse_black_box(plan: Plan, reward: str) -> None:
             f"expected a reward with gradients for --value plug_in, read off the expected design; got --reward "
             f"{reward}; use --value one_jump or regression"
         )
-    if isinstance(method, ClassifierGuidance) and method.tokens == "first_order":
+    if isinstance(method, ClassifierGuidance) and method.tokens == "first_order" and settings.value != "regression":
         raise UnsupportedError(
-            f"expected a reward with gradients for classifier_guidance; got --reward {reward}; use --tokens exact with "
-            "--steps-per-sample as large as the length, or --sampler smc"
+            f"expected a reward with gradients for classifier_guidance; got --reward {reward}; use --value regression, "
+            "--tokens exact with --steps-per-sample as large as the length, or --sampler smc"
         )
 
 

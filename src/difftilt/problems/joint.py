@@ -1,7 +1,8 @@
 r"""A denoiser that is a law of designs: tables over windows of letters, and the exact conditionals of their law.
 
 .. math:: p_w(x) &\propto p(x) \exp f_w(x), \qquad f_w(x) = \sum_{i \le j} w_{ij}(x^i, \dots, x^j)      \qquad (1) \\
-    \pi^i(a \mid x_t) &\propto \sum_{x \sim x_t,\; x^i = a} p_w(x)                                       \qquad (2)
+    \pi^i(a \mid x_t) &\propto \sum_{x \sim x_t,\; x^i = a} p_w(x)                                       \qquad (2) \\
+    v_w(x_t) / \alpha &= \log \sum_{x \sim x_t} p(x) \exp f_w(x) - \log \sum_{x \sim x_t} p(x)             \qquad (3)
 
 where :math:`p` is a fixed law, :math:`w_{ij}` one table for each window of neighbouring positions (0 at the start),
 and :math:`x \sim x_t` are the designs that agree with the letters shown in :math:`x_t`. The window of all positions
@@ -9,6 +10,9 @@ has one parameter for each design, so that every law on the support of :math:`p`
 class; the shorter windows only share what is learned. The conditionals agree in whatever order positions are shown:
 one token per step samples :math:`p_w` exactly, and KL of paths equals KL of designs. Where designs are double strands
 of DNA, :math:`f` is summed over both readings. All sums of (2) are made at each call, in float64.
+
+With tables of its own, (3) is every soft value of :math:`p`: for methods that learn one beside the policy, where a
+small network would miss a rough value as it misses a rough law.
 """
 
 from __future__ import annotations
@@ -73,15 +77,44 @@ class JointDenoiser(nn.Module):
             raise UnsupportedError(
                 "expected tokens [B, L]; got relaxed ones, for which (2) is not defined; tune a tabular policy instead"
             )
-        log_law = self.log_law + self.tilt()
-        total = (log_law - log_law.detach().max()).exp()
-        for axis in range(self.length):  # the mask sums its position out
-            total = torch.cat([total, total.sum(axis, keepdim=True)], dim=axis)
         letters = torch.arange(self.vocabulary, device=x_t.device)
         index = (x_t @ self.strides)[:, None, None] + (letters - x_t[..., None]) * self.strides[:, None]
+        return self.log_mass()[index]
+
+    def log_mass(self) -> Float[Tensor, " S"]:
+        """Log of the sum of :math:`p e^{f_w}` over the designs that agree with each partial state, nats."""
+        log_law = self.log_law + self.tilt()
+        highest = log_law.detach().max()
+        total = (log_law - highest).exp()
+        for axis in range(self.length):  # the mask sums its position out
+            total = torch.cat([total, total.sum(axis, keepdim=True)], dim=axis)
         smallest = torch.finfo(total.dtype).tiny  # a state that no design agrees with gets uniform laws
-        return total.flatten()[index].clamp(min=smallest).log()
+        return total.flatten().clamp(min=smallest).log() + highest
+
+    def value_network(self) -> JointValue:
+        """Soft values of :math:`p`, to be learned; 0 at the start."""
+        return JointValue(self)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"vocabulary": self.vocabulary, "length": self.length, "both_strands": self.both_strands}
+
+
+class JointValue(nn.Module):
+    """Equation (3).
+
+    Args:
+        law: gives :math:`p`; its tables are left alone.
+    """
+
+    base: Float[Tensor, " S"]
+
+    def __init__(self, law: JointDenoiser) -> None:
+        super().__init__()
+        self.law = JointDenoiser(**law.config())
+        self.law.log_law.copy_(law.log_law)
+        self.register_buffer("base", self.law.log_mass().detach(), persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Float[Tensor, " B"]:
+        """Nats. Gradient flows to the tables."""
+        return (self.law.log_mass() - self.base)[x_t @ self.law.strides]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -136,9 +138,17 @@ def run(pairs: Sequence[Pair], seed: int, *, jobs: int) -> Iterator[Record]:
 
 
 def _settle() -> None:
-    """One thread; Ctrl-C is the parent's to answer."""
+    """One thread; Ctrl-C is the parent's to answer, and a process without a parent ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 COLUMNS = ("algorithm", "problem", "target", "KL, nats", "KL removed", "reward (exact)", "s", "reward calls", "passed")

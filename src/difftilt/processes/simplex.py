@@ -66,11 +66,11 @@ POINTS = 257
 
 @register("process", "simplex")
 class Simplex(Process):
-    """Jacobi stick-breaking diffusion; states are sticks ``[B, L, V - 1]``.
+    r"""Jacobi stick-breaking diffusion; states are sticks ``[B, L, V - 1]``.
 
     Args:
         vocabulary: number of letters ``V``, 2 or more.
-        horizon: diffusion time at ``t = 1``, :math:`\\tau_1`; correlations with ``x_0`` fall as its exponential.
+        horizon: diffusion time at ``t = 1``, :math:`\tau_1`; correlations with ``x_0`` fall as its exponential.
         edge: distance from 0 and 1 that (4) keeps inside its coefficients.
 
     Raises:
@@ -227,7 +227,7 @@ class Tables:
         angle = torch.linspace(0, math.pi / 2, POINTS, dtype=torch.float64)
         points = angle.sin().square().clamp(1e-9, 1 - 1e-9)
         scaled, laws = [], []
-        for i, (second, column) in enumerate(zip(b.tolist(), self.times.T, strict=True)):
+        for second, column in zip(b.tolist(), self.times.T, strict=True):
             late = [time for time in column.tolist() if time > START]
             law = lines_of_descent(1 + second, late)
             rows = [time * early_lines(points, 1 + second, time) for time in column[1 : -len(late)].tolist()]

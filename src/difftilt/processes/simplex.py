@@ -177,7 +177,8 @@ class Simplex(Process):
         return {"vocabulary": self.vocabulary, "horizon": self.horizon, "edge": self.edge}
 
 
-def _clock(t: Tensor) -> Int[Tensor, " B"]:
+def _clock(t: Tensor) -> Int[Tensor, " T"]:
+    """Index of each time, ``[B]``, or ``[1]`` of one for all."""
     return (t.reshape(-1) * CLOCK).round().long().clamp(1, CLOCK)
 
 
@@ -257,7 +258,7 @@ class Tables:
         soon = (mean + std * torch.special.ndtri(noise)).round().clamp(min=1)
         return torch.where(self.times.to(device)[index][:, None] > START, late, soon)
 
-    def mean_lines(self, u: Float[Tensor, "B L V1"], index: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+    def mean_lines(self, u: Float[Tensor, "B L V1"], index: Int[Tensor, " T"]) -> tuple[Tensor, Tensor]:
         """:math:`M_0` and :math:`M_1` at sticks ``u``, linear between points. Gradient flows to ``u``."""
         lines, times = self.lines.to(u), self.times.to(u)[index][:, None]
         place = u.sqrt().clamp(max=1.0).asin() * ((POINTS - 1) / (math.pi / 2))

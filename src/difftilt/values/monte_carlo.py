@@ -20,7 +20,7 @@ import torch
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.estimate import Estimate
-from difftilt.values.plug_in import refuse_gradient, repeated, soft_mean
+from difftilt.values.plug_in import refuse_gradient, soft_mean
 
 
 @dataclass(frozen=True)

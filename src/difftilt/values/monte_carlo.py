@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.conditions import repeated
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.estimate import Estimate

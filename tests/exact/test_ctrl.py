@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
@@ -74,6 +75,20 @@ def test_every_label_reaches_its_bayes_posterior(start: Policy, classifier: Labe
             start.frozen_copy(), classifier.under({"y": torch.tensor([label]).expand(81)}), alpha=1.0, cond={"y": y}
         )
         assert wrong.kl(state.policy) > 0.1
+
+
+def test_distillation_steers_each_row_by_its_own_label(start: Policy, classifier: LabelLikelihood) -> None:
+    """Scores are those of the row's label, and designs drawn for a label are likelier to have it than p_pre's."""
+    conditions, algorithm = Conditions({"y": torch.arange(LABELS)}), Distill(batch=512, teacher="refine", effort=16)
+    state = algorithm.init(conditioned(start_of(start), LABELS), [Anchor(start.frozen_copy(), 1.0)], conditions)
+    data = algorithm.collect(state, classifier, torch.Generator().manual_seed(0))
+    every = torch.stack(
+        [classifier.under({"y": torch.full((512,), y)})(start.codec.decode(data.path.x_0)) for y in range(LABELS)]
+    )
+    assert torch.equal(data.scores.value, every.gather(0, data.condition[None])[0])
+    for label in range(LABELS):
+        own = every[label].exp()
+        assert own[data.condition == label].mean() > own[data.condition != label].mean() + 0.1
 
 
 def start_of(policy: Policy) -> Policy:

@@ -217,6 +217,15 @@ def test_learning_from_nothing_but_the_past_needs_a_past(problem: TiltedProblem)
         algorithm.step(state, problem.reward, torch.Generator())
 
 
+def test_a_short_past_is_not_topped_up_with_fresh_paths(problem: TiltedProblem) -> None:
+    algorithm = TrajectoryBalance(replay=1.0, batch=8)
+    state, rng = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)]), torch.Generator()
+    state.remember(collect_from(problem.pretrained, state, problem.reward, 3, rng))
+    data = algorithm.collect(state, problem.reward, rng)
+    assert data.path.batch == 3
+    assert data.oracle_calls == 0
+
+
 def test_a_buffer_keeps_the_newest_paths_with_their_own_behaviour(problem: TiltedProblem) -> None:
     algorithm = TrajectoryBalance(replay=0.5, replay_paths=40)
     state = algorithm.init(perturbed(problem), [Anchor(problem.pretrained, ALPHA)])

@@ -27,7 +27,7 @@ from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor, Sampler
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy, counting_passes
-from difftilt.core.reward import ConditionalReward, Reward, score
+from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import Trajectory, step_log_prob
 from difftilt.core.value import Value
 from difftilt.errors import UnsupportedError, nearest
@@ -90,11 +90,6 @@ class Distill(PathSettings):
 
     def collect(self, state: DistillState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
         """Weighted paths of the teacher, as the tuned policy sees them."""
-        if isinstance(reward, ConditionalReward):
-            raise UnsupportedError(
-                "expected a reward that samplers can ask of any design; got one that depends on the condition; use "
-                "--algorithm ppo or trajectory_balance"
-            )
         condition, cond = state.draw_conditions(self.batch, rng)
         reference, oracle = state.references[0], as_oracle(reward)
         bought = oracle.calls
@@ -105,7 +100,7 @@ class Distill(PathSettings):
             path = Trajectory(drawn.states, nobody[0], nobody, reference.grid, cond)
             own, theirs = path_log_prob(state.policy, path), path_log_prob(reference, path)
         state.x_0 = drawn.x_0
-        scores = score(oracle, state.policy.codec, drawn.x_0)
+        scores = score(under(oracle, cond), state.policy.codec, drawn.x_0)
         state.log_share = drawn.log_weight.where(scores.feasible, -math.inf).log_softmax(0)
         return ScoredPaths(
             replace(path, log_prob=own, reference_log_prob=theirs[None]),

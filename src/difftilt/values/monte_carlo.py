@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.conditions import repeated
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.estimate import Estimate
-from difftilt.values.plug_in import refuse_gradient, repeated, soft_mean
+from difftilt.values.plug_in import refuse_gradient, soft_mean
 
 
 @dataclass(frozen=True)

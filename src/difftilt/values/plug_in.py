@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.conditions import repeated
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.stats import log_mean_exp
@@ -77,11 +78,6 @@ def soft_mean(
     value = score(under(reward, repeated(cond, len(x_0) // rows)), policy.codec, x_0).value.view(-1, rows)
     tilt = (value / alpha).where(~value.isnan(), -torch.inf)
     return alpha * torch.stack([log_mean_exp(row) for row in tilt.unbind(1)])
-
-
-def repeated(cond: Condition | None, times: int) -> Condition | None:
-    """All rows of every condition, ``times`` over."""
-    return cond and {name: value.repeat(times, *(1,) * (value.ndim - 1)) for name, value in cond.items()}
 
 
 def refuse_gradient(policy: Policy, x_t: Tensor, kind: str) -> None:

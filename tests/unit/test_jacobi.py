@@ -15,7 +15,10 @@ TIMES = [0.004, 0.02, 0.1, 0.5, 2.0]
 
 @pytest.mark.parametrize(("a", "b"), ENDS)
 def test_first_two_moments_are_those_of_the_diffusion(a, b):
-    r"""From 0: E[u] relaxes at rate theta / 2, E[u^2] by its linear equation; exact in closed form. Short times have the normal limit's error."""
+    r"""From 0: E[u] relaxes at rate theta / 2, E[u^2] by its linear equation; exact in closed form.
+
+    Short times have the normal limit's error.
+    """
     theta, m = a + b, None
     laws = lines_of_descent(theta, TIMES)
     for time, weight in zip(TIMES, laws, strict=True):

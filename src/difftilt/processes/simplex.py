@@ -45,6 +45,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -87,18 +88,15 @@ class Simplex(Process):
                 f"{vocabulary}, {horizon} and {edge}; correct them"
             )
         self.vocabulary, self.horizon, self.edge = vocabulary, horizon, edge
-        self.b = vocabulary - 1 - torch.arange(vocabulary - 1, dtype=torch.float64)
+        self.b = stationary(vocabulary)
         """Second parameter of each stick's stationary Beta."""
         self.speed = 2 / (1 + self.b)
         """Speed of each stick."""
-        self._tables: Tables | None = None
 
     @property
     def tables(self) -> Tables:
         """Forward laws, computed at first use."""
-        if self._tables is None:
-            self._tables = Tables(self.b, self.speed, self.horizon)
-        return self._tables
+        return tables(self.vocabulary, self.horizon)
 
     def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Float[Tensor, "B L V1"]:
         """Uniform on the simplex: every stick from its stationary law."""
@@ -211,6 +209,18 @@ class SimplexStep(Transition):
     def kl(self, other: SimplexStep) -> Float[Tensor, " B"]:
         """Equation (5), nats, float64."""
         return (0.5 * ((self.mean - other.mean) / self.std).double().square()).sum((1, 2))
+
+
+def stationary(vocabulary: int) -> Float[Tensor, " V1"]:
+    """Second parameters ``b`` of the sticks' stationary Betas."""
+    return vocabulary - 1 - torch.arange(vocabulary - 1, dtype=torch.float64)
+
+
+@functools.cache
+def tables(vocabulary: int, horizon: float) -> Tables:
+    """The tables of all processes with these settings: they take seconds to compute."""
+    b = stationary(vocabulary)
+    return Tables(b, 2 / (1 + b), horizon)
 
 
 class Tables:

@@ -150,7 +150,7 @@ def test_the_loss_is_least_at_the_posterior_and_bounds_the_likelihood(rng):
 
 
 def test_the_exact_posterior_carries_noise_to_the_data(rng):
-    """Letters of 2,000 chains of 25 steps within 5 standard errors plus a percent; twin: guesses from the data alone."""
+    """Letters of 2,000 chains of 25 steps within 5 standard errors and a percent; twin: guesses from the data alone."""
     data, n, steps = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64), 2000, 25
     for pull, right in ((1.0, True), (0.0, False)):
         u = PROCESS.prior((n, 1, V - 1), rng).double()

@@ -55,6 +55,7 @@ import torch.nn.functional as F
 from difftilt.core.jacobi import START, early_lines, lines_of_descent, mean_lines, moments
 from difftilt.core.process import Process
 from difftilt.core.registry import register
+from difftilt.core.sticks import break_sticks
 from difftilt.core.transition import Transition
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Int, Tensor
@@ -106,8 +107,9 @@ class Simplex(Process):
         noise = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
         return 1 - noise ** (1 / self.b.to(rng.device))  # Beta(1, b) by inversion
 
-    def corrupt(self, x_0: Int[Tensor, "B L"], t: Tensor, rng: torch.Generator) -> Float[Tensor, "B L V1"]:
-        """Draw from (2) exactly; ``x_0`` are letters."""
+    def corrupt(self, x_0: Tensor, t: Tensor, rng: torch.Generator) -> Float[Tensor, "B L V1"]:
+        """Draw from (2) exactly; ``x_0`` are letters ``[B, L]``, or finished states, of which the letters are read."""
+        x_0 = _letters(x_0)
         index = _clock(t).expand(len(x_0))
         shape = (*x_0.shape, self.vocabulary - 1)
         count = self.tables.draw(index, shape, rng)
@@ -160,12 +162,12 @@ class Simplex(Process):
         return prediction.softmax(-1)
 
     def denoising_loss(
-        self, prediction: Float[Tensor, "B L V"], x_0: Int[Tensor, "B L"], x_t: Float[Tensor, "B L V1"], t: Tensor
+        self, prediction: Float[Tensor, "B L V"], x_0: Tensor, x_t: Float[Tensor, "B L V1"], t: Tensor
     ) -> Float[Tensor, " B"]:
-        """Equation (6), nats."""
+        """Equation (6), nats; ``x_0`` as in :meth:`corrupt`."""
         u = self._inside(x_t.double())
         time = t.double().reshape(-1, 1, 1)
-        own = F.one_hot(x_0, self.vocabulary).double().log()
+        own = F.one_hot(_letters(x_0), self.vocabulary).double().log()
         error = self._weighted_score(prediction.double(), u, time) - self._weighted_score(own, u, time)
         rate = 2 * self.horizon * time
         return (0.5 * rate * self.speed.to(u) * error.square() / (u * (1 - u))).sum((1, 2))
@@ -173,6 +175,10 @@ class Simplex(Process):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"vocabulary": self.vocabulary, "horizon": self.horizon, "edge": self.edge}
+
+
+def _letters(x_0: Tensor) -> Int[Tensor, "B L"]:
+    return break_sticks(x_0.clamp(0, 1)).argmax(-1) if x_0.is_floating_point() else x_0
 
 
 def _clock(t: Tensor) -> Int[Tensor, " T"]:

@@ -163,6 +163,7 @@ def test_a_row_has_the_promised_fields_and_is_plain_json():
         ("adjoint_matching", "pairwise", "Gaussian steps"),
         ("reward_backprop", "infeasible", "on_probabilities"),
         ("mcmc", "pairwise", "process with a score"),
+        ("renoised_mle", "linear-gaussian", "times of the grid"),
         ("mcmc:mala", "pairwise", "density"),
     ],
 )

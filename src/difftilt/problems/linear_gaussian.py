@@ -230,7 +230,7 @@ class AffineDenoiser(nn.Module):
 
     Args:
         size: dimension ``d`` of a state.
-        grid: the times of the chain, as a list; other times raise :class:`~difftilt.errors.ConfigError`.
+        grid: the times of the chain, as a list; other times raise :class:`~difftilt.errors.UnsupportedError`.
     """
 
     def __init__(self, size: int, grid: list[float]) -> None:
@@ -243,7 +243,11 @@ class AffineDenoiser(nn.Module):
         """The step's own ``weight @ x_t + bias``."""
         distance, step = (t[:, None] - t.new_tensor(self.grid[:-1])).abs().min(-1)
         if distance.max() > 1e-6:
-            raise ConfigError(f"expected times of the grid; got {t.tolist()}; make the problem on the grid you run")
+            other = t[distance.argmax()].item()
+            raise UnsupportedError(
+                f"expected times of the grid, where an affine denoiser is defined; got {other:.4g}; make the problem "
+                "on the grid you run"
+            )
         return (torch.einsum("bij,bj->bi", self.weight[step], x_t.double()) + self.bias[step]).to(x_t.dtype)
 
     def config(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("distill", "factor"): (70, {"batch": 65_536, "epochs": 1, "minibatches": 8}),
     **{(name, "infeasible"): (250, {"minibatches": 4}) for name in ("trajectory_balance", "vargrad")},
     ("reward_weighted_mle", "affine"): (400, {"batch": 2048}),
-    ("value_weighted_mle", "affine"): (200, {}),
+    ("value_weighted_mle", "affine"): (300, {"batch": 512, "learning_rate": 0.02}),
     ("distill", "affine"): (200, {"batch": 2048}),
 }
 """Updates and settings that differ, by algorithm and kind of problem."""

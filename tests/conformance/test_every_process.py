@@ -41,7 +41,6 @@ UNDEFINED = {
     ("adjoint_matching", "simplex"): "expected a chain of Gaussian steps",
     ("mcmc", "uniform"): "process with a score",
     ("mcmc", "simplex"): "process with a score",
-    ("classifier_guidance", "uniform"): "masked, Gaussian",
 }
 
 

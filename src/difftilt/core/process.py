@@ -23,6 +23,12 @@ class Process(ABC):
     """Whether :math:`x_1` tells (next to) nothing about :math:`x_0`, so that tilting the kernels alone reaches the
     tilted law (theory: the initial law)."""
 
+    discrete: bool = False
+    """Whether states are tokens ``[B, L]``, which networks read as ``vocabulary + 1`` symbols."""
+
+    vocabulary: int
+    """Number of letters ``V``, of processes over letters."""
+
     bounds_likelihood: bool = False
     """Whether the mean of :meth:`denoising_loss` bounds :math:`-\\log p(x_0)` from above, in nats."""
 

@@ -11,7 +11,6 @@ from torch import nn
 from difftilt.core.policy import Policy
 from difftilt.core.registry import construct, describe, register
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.processes.masked import Masked
 from difftilt.rng import seeded_initialisation
 from difftilt.types import Condition, Float, Tensor
 
@@ -79,7 +78,7 @@ def conditioned(policy: Policy, labels: int, *, hidden: int = 256, seed: int = 0
     Raises:
         UnsupportedError: the policy is not over tokens.
     """
-    if not isinstance(policy.process, Masked):
+    if not policy.process.discrete:
         raise UnsupportedError(
             f"expected a policy over tokens; got {type(policy.process).__name__}; give your own conditional denoiser"
         )

@@ -71,7 +71,7 @@ class Flow(Process):
         if level < 0 or sigma_min < 0:
             raise ConfigError(f"expected level >= 0 and sigma_min >= 0; got {level} and {sigma_min}; correct them")
         self.level, self.sigma_min, self.schedule = level, sigma_min, Linear()
-        self.memoryless = level >= MEMORYLESS
+        self.memoryless = self.full_noise = level >= MEMORYLESS
 
     def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Standard normal."""

@@ -102,6 +102,8 @@ class Gaussian(Process):
                 "SNR), where x_0 cannot be recovered; use a model that predicts v or x_0"
             )
         self.prior_std = sigma if prior_std is None else prior_std
+        self.full_noise = eta == 1
+        """Whether steps are posteriors of the noising law, in which means move by ``std^2`` times a change of score."""
         self.memoryless = eta == 1 and alpha**2 <= 0.01 * sigma**2
 
     def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

@@ -50,6 +50,7 @@ class Masked(Process):
 
     memoryless = True  # x_1 is one state: all masked
     bounds_likelihood = True
+    discrete = True
 
     def __init__(self, vocabulary: int, reveal: str = "count") -> None:
         if reveal not in REVEALS:

@@ -36,6 +36,7 @@ of the mean of ratios. References:
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class Uniform(Process):
 
     memoryless = True  # at t = 1 every letter is as likely, whatever x_0 was
     bounds_likelihood = True
+    discrete = True
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -144,6 +146,12 @@ class UniformStep(Transition):
         """Sum of the tokens' KLs, nats."""
         log_ratio = (self.log_law - other.log_law).where(~self.log_law.isneginf(), 0)
         return (self.log_law.exp() * log_ratio).sum((-2, -1))
+
+    def tilted(self, tilt: Float[Tensor, "B L V"]) -> UniformStep:
+        """The step with token laws times ``exp(tilt)``, nats."""
+        step = copy.copy(self)
+        step.log_law = (self.log_law + tilt).log_softmax(-1)
+        return step
 
     def relax(self, rng: torch.Generator, *, tau: float) -> Float[Tensor, "B L V1"]:
         """Straight-through Gumbel-softmax: exact one-hot samples of (3) forward, the relaxed gradient backward."""

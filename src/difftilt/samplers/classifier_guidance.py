@@ -1,11 +1,11 @@
 r"""Classifier guidance: each step leans towards larger soft values, along their gradient.
 
-Gaussian steps :math:`N(\mu, \sigma^2)` with full noise (DDPM, DDIM with ``eta = 1``): the soft-optimal kernel (theory
-5) with :math:`v_s` replaced by its tangent at the mean,
+Gaussian steps :math:`N(\mu, \sigma^2)` with full noise (DDPM, DDIM with ``eta = 1``, memoryless flows, simplex steps with
+their std of each stick): the soft-optimal kernel (theory 5) with :math:`v_s` replaced by its tangent at the mean,
 
 .. math:: \mu \leftarrow \mu + \frac{\sigma^2}{\alpha} \nabla v_s(\mu)                                 \qquad (1)
 
-whose law misses (2)* by O(1/K). With less noise (``eta < 1``, ODE) a shift of the mean would do too little or nothing;
+whose law misses (2)* by O(1/K). With less noise (``eta < 1``, other flows, ODEs) a shift of the mean would do too little or nothing;
 there the score is tilted, :math:`\nabla \log p^*_t = \nabla \log p_t + \nabla v_t / \alpha` (theory 6), that is
 
 .. math:: \hat x_0 \leftarrow \hat x_0 + \frac{\sigma_t^2}{\alpha_t \alpha} \nabla v_t(x_t)              \qquad (2)
@@ -21,7 +21,8 @@ Tokens: the logits of each masked position ``i`` are tilted by the values of the
   with exact values it is the best policy in the class, and the soft-optimal one if the denoiser's laws agree in every
   order.
 - ``tokens="first_order"`` reads them off one gradient at the relaxed one-hot state: a guess, cheap, for differentiable
-  values. Positions shown together are tilted apart.
+  values. Positions shown together are tilted apart. So are those of uniform diffusion, whose every step may change all:
+  there the laws of :math:`x_s` are tilted, and only this way.
 
 At noiseless steps (1) moves nothing. Designs are not weighted: with anything but exact values no law is claimed. As the
 ``proposal`` of :class:`~difftilt.samplers.smc.SMC` a :class:`GuidedPolicy` is corrected, and the law is exact.
@@ -41,15 +42,18 @@ import torch
 import torch.nn.functional as F
 
 from difftilt.core.algorithm import Weighted
-from difftilt.core.gaussian_step import GaussianStep
+from difftilt.core.gaussian_step import GaussianStep, per_row
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.transition import Transition
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked, MaskedStep
+from difftilt.processes.simplex import Simplex, SimplexStep
+from difftilt.processes.uniform import Uniform, UniformStep
 from difftilt.samplers.steering import ROWS, check_alpha, rows_of, unweighted
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.plug_in import default_value
@@ -105,10 +109,15 @@ class GuidedPolicy(Policy):
     """
 
     def __init__(self, policy: Policy, value: Value, *, alpha: float, tokens: str = "first_order") -> None:
-        if not isinstance(policy.process, Masked | Gaussian):
+        if not isinstance(policy.process, Masked | Uniform | Gaussian | Flow | Simplex):
             raise UnsupportedError(
-                f"expected a masked or Gaussian process; got {type(policy.process).__name__}, whose steps have no "
-                "known guided form; use smc or value_weighted"
+                f"expected a process of this library; got {type(policy.process).__name__}, whose steps have no known "
+                "guided form; use smc or value_weighted"
+            )
+        if isinstance(policy.process, Uniform) and tokens == "exact":
+            raise UnsupportedError(
+                'expected steps that show one token, for tokens="exact"; got uniform diffusion, whose every step may '
+                'change all; use tokens="first_order", or smc'
             )
         super().__init__(
             policy.denoiser, policy.process, policy.codec, policy.event_shape, grid=policy.grid.cpu(),
@@ -119,24 +128,28 @@ class GuidedPolicy(Policy):
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> Transition:
         """The guided law of :math:`x_s`."""
-        if isinstance(self.process, Gaussian) and self.process.eta < 1:
+        if isinstance(self.process, Gaussian | Flow) and not self.process.full_noise:
             return self._tilted_score(self.process, x_t, t, s, cond)
         law = super().step(x_t, t, s, cond)
-        if isinstance(law, GaussianStep):
+        if isinstance(law, GaussianStep | SimplexStep):
             if not law.has_density:
                 return law
             pull = gradient(self.value, law.mean, s, cond) / self.alpha
-            variance = law.std.square().to(pull.dtype).view(-1, *(1,) * (pull.ndim - 1))
-            return GaussianStep(law.mean + variance * pull, law.std)
-        assert isinstance(law, MaskedStep)
-        if self.tokens == "exact":
+            std = law.std if isinstance(law, SimplexStep) else per_row(law.std, pull)
+            return type(law)(law.mean + std.square() * pull, law.std)
+        assert isinstance(law, MaskedStep | UniformStep)
+        if self.tokens == "exact" and isinstance(law, MaskedStep):
             tilt = self._single_site(law, x_t, s, cond)
         else:
-            one_hot = F.one_hot(x_t, law.logits.shape[-1] + 1).to(law.logits.dtype)
+            one_hot = F.one_hot(x_t, self.process.vocabulary + 1).to(torch.get_default_dtype())
             tilt = gradient(self.value, one_hot, s, cond)[..., :-1] / self.alpha
+        if isinstance(law, UniformStep):
+            return law.tilted(tilt)
         return MaskedStep(law.logits + tilt.to(law.logits.dtype), x_t, law.keep, law.reveal)
 
-    def _tilted_score(self, process: Gaussian, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None) -> Transition:
+    def _tilted_score(
+        self, process: Gaussian | Flow, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None
+    ) -> Transition:
         """Equation (2), as a change of the prediction, in which the estimate of ``x_0`` is linear."""
         times = t.expand(len(x_t))
         alpha_t, sigma_t = (scale.view(-1, *(1,) * (x_t.ndim - 1)) for scale in process.schedule.scales(times))

@@ -36,6 +36,7 @@ from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.trajectory import sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import Gaussian
 from difftilt.samplers.steering import check_alpha, unweighted
 from difftilt.types import Condition, Float, Tensor
@@ -87,7 +88,7 @@ class MCMC:
         paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z; no value used."""
-        if not isinstance(policy.process, Gaussian):
+        if not isinstance(policy.process, Gaussian | Flow):
             raise UnsupportedError(
                 f"expected a process with a score, over continuous states; got {type(policy.process).__name__}; use "
                 "refine, the Markov chain for any process"
@@ -138,7 +139,7 @@ class MCMC:
     @torch.no_grad()
     def _score(self, policy: Policy, x: Tensor, cond: Condition | None) -> Tensor:
         """Equation (3)."""
-        assert isinstance(policy.process, Gaussian)
+        assert isinstance(policy.process, Gaussian | Flow)
         t = policy.grid[-2] if self.time is None else policy.grid.new_tensor(self.time)
         times = t.expand(len(x))
         alpha_t, sigma_t = policy.process.schedule.scales(t)

@@ -16,6 +16,7 @@ import torch
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.errors import UnsupportedError
+from difftilt.processes.masked import Masked
 from difftilt.types import Condition, Float, Tensor
 
 
@@ -72,8 +73,9 @@ def reward_of_mean(
             f"expected a reward with on_probabilities, which is defined on the mean of x_0; got {type(reward).__name__}"
             ", a black box; use a one-jump, Monte Carlo or regressed value"
         )
-    mean = x_t
-    if t > 0 or relaxed(policy, x_t):
+    if t > 0 or isinstance(policy.process, Masked):
         times = t.clamp(min=policy.grid[-2]).expand(len(x_t))
         mean = policy.process.denoised(policy.denoiser(x_t, times, cond), x_t, t)
+    else:
+        mean = policy.codec.readable(x_t)
     return reward.on_probabilities(mean).double()

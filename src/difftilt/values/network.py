@@ -11,7 +11,6 @@ from torch import nn
 from difftilt.core.conditions import as_vectors
 from difftilt.core.policy import Policy
 from difftilt.errors import UnsupportedError
-from difftilt.processes.masked import Masked
 from difftilt.types import Condition, Float, Tensor
 
 MOST = 256
@@ -41,7 +40,7 @@ class ValueNetwork(nn.Module):
                 f"{len(known)}; pass a network of your own that reads them"
             )
         self.register_buffer("conditions", known)
-        self.symbols = policy.process.vocabulary + 1 if isinstance(policy.process, Masked) else None
+        self.symbols = policy.process.vocabulary + 1 if policy.process.discrete else None
         size = math.prod(policy.event_shape) * (self.symbols or 1) + (0 if known is None else len(known))
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)

@@ -1,12 +1,12 @@
 r"""Classifier guidance: each step leans towards larger soft values, along their gradient.
 
-Gaussian steps :math:`N(\mu, \sigma^2)` with full noise (DDPM, DDIM with ``eta = 1``, memoryless flows, simplex steps with
-their std of each stick): the soft-optimal kernel (theory 5) with :math:`v_s` replaced by its tangent at the mean,
+Gaussian steps :math:`N(\mu, \sigma^2)` with full noise (DDPM, DDIM with ``eta = 1``, memoryless flows, simplex steps
+with their std of each stick): the soft-optimal kernel (theory 5) with :math:`v_s` replaced by its tangent at the mean,
 
 .. math:: \mu \leftarrow \mu + \frac{\sigma^2}{\alpha} \nabla v_s(\mu)                                 \qquad (1)
 
-whose law misses (2)* by O(1/K). With less noise (``eta < 1``, other flows, ODEs) a shift of the mean would do too little or nothing;
-there the score is tilted, :math:`\nabla \log p^*_t = \nabla \log p_t + \nabla v_t / \alpha` (theory 6), that is
+whose law misses (2)* by O(1/K). With less noise (``eta < 1``, other flows, ODEs) a shift of the mean would do too little
+or nothing; there the score is tilted, :math:`\nabla \log p^*_t = \nabla \log p_t + \nabla v_t / \alpha` (theory 6), that is
 
 .. math:: \hat x_0 \leftarrow \hat x_0 + \frac{\sigma_t^2}{\alpha_t \alpha} \nabla v_t(x_t)              \qquad (2)
 
@@ -150,13 +150,17 @@ class GuidedPolicy(Policy):
     def _tilted_score(
         self, process: Gaussian | Flow, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Transition:
-        """Equation (2), as a change of the prediction, in which the estimate of ``x_0`` is linear."""
+        """Equation (2), as a change of the prediction, in which the estimate of ``x_0`` is linear.
+
+        Where no signal is left (a flow at ``t = 1``) nothing is to be learnt of the design, and nothing is shifted.
+        """
         times = t.expand(len(x_t))
         alpha_t, sigma_t = (scale.view(-1, *(1,) * (x_t.ndim - 1)) for scale in process.schedule.scales(times))
         unit = torch.ones_like(alpha_t)
         per_unit = process.denoised(unit, torch.zeros_like(unit), times)
         pull = gradient(self.value, x_t, t, cond) / self.alpha
-        shift = (sigma_t.square() / (alpha_t * per_unit)).to(pull.dtype) * pull
+        scale = (sigma_t.square() / (alpha_t * per_unit)).where(alpha_t > 0, 0.0)
+        shift = scale.to(pull.dtype) * pull
         return process.transition(self.denoiser(x_t, times, cond) + shift, x_t, t, s)
 
     @torch.no_grad()

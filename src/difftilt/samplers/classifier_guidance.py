@@ -5,8 +5,9 @@ with their std of each stick): the soft-optimal kernel (theory 5) with :math:`v_
 
 .. math:: \mu \leftarrow \mu + \frac{\sigma^2}{\alpha} \nabla v_s(\mu)                                 \qquad (1)
 
-whose law misses (2)* by O(1/K). With less noise (``eta < 1``, other flows, ODEs) a shift of the mean would do too little
-or nothing; there the score is tilted, :math:`\nabla \log p^*_t = \nabla \log p_t + \nabla v_t / \alpha` (theory 6), that is
+whose law misses (2)* by O(1/K). With less noise (``eta < 1``, other flows, ODEs) a shift of the mean would do too
+little or nothing; there the score is tilted, :math:`\nabla \log p^*_t = \nabla \log p_t + \nabla v_t / \alpha`
+(theory 6), that is
 
 .. math:: \hat x_0 \leftarrow \hat x_0 + \frac{\sigma_t^2}{\alpha_t \alpha} \nabla v_t(x_t)              \qquad (2)
 

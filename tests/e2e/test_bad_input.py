@@ -32,6 +32,8 @@ def explained(outcome: Outcome) -> str:
         (["finetune", "utr-mrl", "--alhpa", "1"], "did you mean '--alpha'?"),
         (["finetune", "utr-mrl", "--algorithm", "pop"], "did you mean 'ppo'?"),
         (["finetune", "utr-mrl", "--truncation", "3"], "it needs --algorithm reward_backprop"),
+        (["finetune", "utr-mrl", "--replay", "0.5"], "it needs --algorithm trajectory_balance, "),
+        (["finetune", "utr-mrl", "--algorithm", "adjoint_matching"], "expected a chain of Gaussian steps"),
         (["finetune", "utr-mrl", "--alpha"], "expected a number after --alpha; got nothing"),
         (["finetune", "utr-mrl", "--alpha", "--batch", "8"], "expected a number after --alpha; got '--batch'"),
         (["finetune", "utr-mrl", "--alpha", "much"], "expected a number for --alpha; got 'much'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from difftilt import build
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.cli.fixing import hold
 from difftilt.cli.settings import JobSettings, Plan
+from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, dataset, find
@@ -87,6 +89,8 @@ def load_job(plan: Plan) -> Job:
     name = settings.reward or ("table" if entry.table_reward else "model")
     if not isinstance(reward, DifferentiableReward):
         _refuse_black_box(plan, name)
+    if plan.kind.role == "algorithm":  # what is not defined for the process is refused here, before anything is paid
+        plan.method.init(copy.deepcopy(policy).requires_grad_(True), [Anchor(policy, plan.method.alpha)])
     chosen = dataclasses.replace(
         settings,
         reward=name,

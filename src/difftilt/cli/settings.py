@@ -237,8 +237,12 @@ def _values(config: Any) -> dict[str, Any]:
 
 
 def _foreign(kind: Kind, own: str) -> dict[str, str]:
-    """Flags of the other methods."""
-    others = {name: method for name, method in kind.methods.items() if name != own}
+    """Flags of the other methods, and whose they are."""
+    owners: dict[str, list[str]] = {}
+    for name, method in kind.methods.items():
+        for flag in () if name == own else flags.flags_of(method):
+            owners.setdefault(flag.names[0], []).append(name)
     return {
-        flag.names[0]: f"--{kind.role} {name}" for name, method in others.items() for flag in flags.flags_of(method)
+        flag: f"--{kind.role} {', '.join(names[:3])}" + (f" or {len(names) - 3} more" if len(names) > 3 else "")
+        for flag, names in owners.items()
     }

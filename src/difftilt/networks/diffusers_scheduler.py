@@ -11,6 +11,7 @@ import torch
 
 from difftilt.core.noise import Table
 from difftilt.errors import ConfigError, UnsupportedError, nearest
+from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import VARIANCES, Gaussian
 from difftilt.types import Float, Tensor
 
@@ -59,6 +60,49 @@ def from_diffusers(
     sampler = {"kernel": kernel, "eta": eta, "variance": variance, "sigma_min": sigma_min}
     grid = torch.tensor([i + 1 for i in timesteps] + [0], dtype=torch.float64) / (timesteps[0] + 1)
     return Gaussian(schedule, prediction=kinds[kind], prior_std=1.0, **sampler), grid
+
+
+UNSUPPORTED_FLOW = (
+    "use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "invert_sigmas", "stochastic_sampling",
+)  # fmt: skip
+"""Options of the flow-matching scheduler that make another chain than ours."""
+
+
+def flow_from_diffusers(
+    config: Mapping[str, Any], steps: int, *, level: float = 0.0, sigma_min: float = 0.0
+) -> tuple[Flow, Float[Tensor, " K1"]]:
+    r"""The chain of diffusers' ``FlowMatchEulerDiscreteScheduler``: its process and its grid, whose times are its sigmas.
+
+    The network is told ``num_train_timesteps * t``. diffusers shifts twice, :math:`\sigma \leftarrow s \sigma / (1 + (s -
+    1) \sigma)`: the table, from which it takes the smallest sigma, and then the equally spaced sigmas down to that.
+
+    Args:
+        config: a ``scheduler_config.json``; missing keys take diffusers' defaults.
+        steps: number of steps ``K``.
+        level: noise, see :class:`~difftilt.processes.flow.Flow`; 0 is the scheduler's own ODE.
+        sigma_min: likewise.
+
+    Raises:
+        ConfigError: not 1 to ``num_train_timesteps`` steps.
+        UnsupportedError: an option that makes another chain; it is named.
+    """
+    for name in UNSUPPORTED_FLOW:
+        if config.get(name):
+            raise UnsupportedError(
+                f"expected a flow-matching scheduler without {name}; got {config[name]!r}; switch it off, or give the "
+                "policy a grid of your own"
+            )
+    total, shift = config.get("num_train_timesteps", 1000), config.get("shift", 1.0)
+    if not 1 <= steps <= total:
+        raise ConfigError(f"expected 1 to {total} steps; got {steps}; the table has no more timesteps")
+
+    def shifted(sigma: Tensor) -> Tensor:
+        return shift * sigma / (1 + (shift - 1) * sigma)
+
+    least = shifted(torch.tensor(1 / total, dtype=torch.float64)).item()
+    sigmas = shifted(torch.linspace(1.0, least, steps, dtype=torch.float64))
+    return Flow(level, sigma_min=sigma_min), torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 def _timesteps(config: Mapping[str, Any], total: int, steps: int) -> list[int]:

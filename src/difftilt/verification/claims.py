@@ -31,8 +31,9 @@ def kind_of(problem: str) -> str:
         return "factor"
     if problem == "mixture":
         return "line"
-    if LIBRARY[problem].process == "gaussian":
-        return "affine"
+    by_process = {"gaussian": "affine", "flow": "affine", "uniform": "dense"}
+    if LIBRARY[problem].process in by_process:
+        return by_process[LIBRARY[problem].process]
     return {"pairwise-independent": "parallel", "infeasible": "infeasible"}.get(problem, "chain")
 
 
@@ -70,7 +71,7 @@ def trained_claim(label: str, kind: str) -> Claim:
     if kind == "factor":
         return Claim(FIXED, removed=0.99)
     bar = 0.003 if name in SCORE else 0.01
-    if kind in ("chain", "infeasible"):
+    if kind in ("chain", "infeasible") or (kind == "dense" and name != "renoised_mle"):
         return Claim(FIXED, nats=bar)
     if name in SQUARES:
         return Claim(NONE, why="its residual cannot vanish in a class that lacks the target")
@@ -134,6 +135,7 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     "factor": (120, {"batch": 16_384, "learning_rate": 0.02}),
     "affine": (400, {"batch": 1024, "learning_rate": 0.01}),
     "line": (600, {"batch": 512, "learning_rate": 5e-3}),
+    "dense": (300, {"batch": 1024, "learning_rate": 0.05}),
 }
 """Updates and settings for each kind of problem; the learning rate falls linearly to 0."""
 CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {

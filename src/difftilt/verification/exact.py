@@ -17,6 +17,7 @@ import torch
 from difftilt.core.policy import Policy
 from difftilt.problems.affine import AffineProblem
 from difftilt.problems.library import LIBRARY, entry
+from difftilt.problems.dense import DenseProblem
 from difftilt.problems.line import LineProblem
 from difftilt.problems.problem import Histogram, Problem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
@@ -28,7 +29,7 @@ TARGETS = (FIXED, TILTED, CLASS, NONE)
 
 def kl_to(target: str, problem: Problem, policy: Policy) -> float:
     """KL of the law of :math:`x_0` under ``policy`` to the claimed law, nats, exact."""
-    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, TiltedProblem)):
+    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, TiltedProblem | DenseProblem)):
         return problem.kl(policy)
     if isinstance(problem, AffineProblem):
         with torch.no_grad():
@@ -42,7 +43,7 @@ def kl_to(target: str, problem: Problem, policy: Policy) -> float:
 
 def mean_reward_of(target: str, problem: Problem) -> float:
     """Mean reward under the claimed law, exact."""
-    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, TiltedProblem)):
+    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, TiltedProblem | DenseProblem)):
         return problem.target_mean_reward
     if isinstance(problem, AffineProblem):
         return problem.reward.expectation(*_gaussian(target, problem)).item()
@@ -68,7 +69,9 @@ def approach() -> list[tuple[int, float, float, float]]:
     """
     found = []
     for name in LIBRARY:
-        problem = entry(name).make() if name.startswith("linear-gaussian") else None
+        problem = (
+            entry(name).make() if name.startswith("linear-gaussian") and LIBRARY[name].process == "gaussian" else None
+        )
         if isinstance(problem, AffineProblem):
             best = problem.chain.expected_value(problem.reward, problem.alpha, soft=False).item()
             error = _relative(_gaussian(CLASS, problem)[1], problem.tilted[1])

@@ -30,6 +30,7 @@ from difftilt.core.reward import DifferentiableReward, Reward, score
 from difftilt.core.value import Value
 from difftilt.errors import UnsupportedError
 from difftilt.problems.affine import AffineProblem
+from difftilt.problems.dense import DenseProblem
 from difftilt.problems.line import LineProblem
 from difftilt.problems.problem import Problem
 from difftilt.problems.selection import value_weighted_law
@@ -156,7 +157,7 @@ def prepare(label: str, problem: Problem) -> tuple[Sampler, Value | None, int]:
     name, _, variant = label.partition(":")
     settings: dict[str, Any] = {} if name == "best_of_n" else {"alpha": problem.alpha}
     settings |= STEERED[label]
-    draws = MANY_DRAWS.get(label, DRAWS["masked" if isinstance(problem, TiltedProblem) else "gaussian"])
+    draws = MANY_DRAWS.get(label, DRAWS["masked" if isinstance(problem, TiltedProblem | DenseProblem) else "gaussian"])
     if variant == "mala":
         settings["log_density"] = log_density(problem)
     takes = name in ("value_weighted", "smc", "classifier_guidance") and variant not in ("default", "bootstrap")

@@ -113,14 +113,15 @@ def judge_draws(
         )
     numbers = {
         "kl_nats": nats,
-        "kl_removed": 1 - nats / kl_to(claim.target, problem, problem.pretrained),
+        "kl_removed": 1 - max(nats, 0.0) / kl_to(claim.target, problem, problem.pretrained),
         "mean_reward": mean_reward(problem, x_0, log_weight),
         "mean_reward_exact": mean_reward_of(claim.target, problem),
     }
     if claim.target == NONE:
         return None, f"claims no law: {claim.why}; {told}, to p* (fixed prior)", numbers
     assert claim.nats is not None
-    return max(nats, drawn + SURE * error) <= claim.nats, f"{told}; at most {claim.nats:g}", numbers
+    said = f"{told}; with {SURE:g} standard errors at most {claim.nats:g}"
+    return max(nats, drawn + SURE * error) <= claim.nats, said, numbers
 
 
 def divergence(observed: Float[Tensor, "G C"], exact: Float[Tensor, " C"]) -> tuple[float, float]:

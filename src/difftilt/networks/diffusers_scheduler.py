@@ -72,10 +72,11 @@ UNSUPPORTED_FLOW = (
 def flow_from_diffusers(
     config: Mapping[str, Any], steps: int, *, level: float = 0.0, sigma_min: float = 0.0
 ) -> tuple[Flow, Float[Tensor, " K1"]]:
-    r"""The chain of diffusers' ``FlowMatchEulerDiscreteScheduler``: its process and its grid, whose times are its sigmas.
+    r"""The chain of diffusers' ``FlowMatchEulerDiscreteScheduler``: its process, and its grid, the sigmas.
 
-    The network is told ``num_train_timesteps * t``. diffusers shifts twice, :math:`\sigma \leftarrow s \sigma / (1 + (s -
-    1) \sigma)`: the table, from which it takes the smallest sigma, and then the equally spaced sigmas down to that.
+    The network is told ``num_train_timesteps * t``. diffusers shifts twice, by
+    :math:`\sigma \leftarrow f \sigma / (1 + (f - 1) \sigma)`: the table, from which it takes the smallest sigma, and
+    then the equally spaced sigmas down to that.
 
     Args:
         config: a ``scheduler_config.json``; missing keys take diffusers' defaults.

@@ -16,8 +16,8 @@ import torch
 
 from difftilt.core.policy import Policy
 from difftilt.problems.affine import AffineProblem
-from difftilt.problems.library import LIBRARY, entry
 from difftilt.problems.dense import DenseProblem
+from difftilt.problems.library import LIBRARY, entry
 from difftilt.problems.line import LineProblem
 from difftilt.problems.problem import Histogram, Problem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence

@@ -142,7 +142,8 @@ class GuidedPolicy(Policy):
         if self.tokens == "exact" and isinstance(law, MaskedStep):
             tilt = self._single_site(law, x_t, s, cond)
         else:
-            one_hot = F.one_hot(x_t, self.process.vocabulary + 1).to(torch.get_default_dtype())
+            like = law.logits if isinstance(law, MaskedStep) else law.log_law
+            one_hot = F.one_hot(x_t, self.process.vocabulary + 1).to(like.dtype)
             tilt = gradient(self.value, one_hot, s, cond)[..., :-1] / self.alpha
         if isinstance(law, UniformStep):
             return law.tilted(tilt)

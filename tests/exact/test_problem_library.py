@@ -14,6 +14,7 @@ from difftilt.core.trajectory import rollout
 from difftilt.data import load
 from difftilt.errors import ConfigError, DataError, UnsupportedError
 from difftilt.problems.affine import AffineProblem
+from difftilt.problems.dense import DenseProblem
 from difftilt.problems.joint import JointDenoiser
 from difftilt.problems.landscapes import TabularDenoiser, random_pairwise
 from difftilt.problems.library import LIBRARY, entry
@@ -60,7 +61,7 @@ def test_every_problem_keeps_the_protocol(problem):
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trained:
-            parameter += 0.02 * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
     assert abs(problem.kl(first) - before) > 1e-3  # its parameters are what is judged
     assert problem.kl(second) == before
     assert before > 0.2 > 10 * problem.class_kl >= 0
@@ -112,6 +113,10 @@ def test_a_wrong_target_shows_in_kl(problem):
             policy.denoiser = JointDenoiser.of(law.view(shape))
         assert problem.kl(policies[0]) < 0.03  # 0 with one token per step
         assert problem.kl(policies[1]) > 0.1
+    elif isinstance(problem, DenseProblem):
+        other = DenseProblem(problem.pretrained, problem.reward, alpha=2 * problem.alpha)
+        close(problem.kl(problem.optimum), problem.class_kl)
+        assert problem.kl(other.optimum) > problem.class_kl + 0.05
     else:
         assert isinstance(problem, LineProblem)
         other = LineProblem(problem.pretrained, problem.reward, alpha=2 * problem.alpha)

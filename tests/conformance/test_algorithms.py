@@ -455,6 +455,9 @@ def test_infeasible_designs_never_enter_the_parameters(name: str, settings: dict
             assert isinstance(reward, DifferentiableReward)
             with pytest.raises(UnsupportedError, match="expected a finite reward for every design"):
                 algorithm.step(state, reward, generator())
+        elif settings.get("kl") == "closed_form":
+            with pytest.raises(UnsupportedError, match="expected a feasible design on every path"):
+                algorithm.step(state, reward, generator())
         elif name in ONE_ANCHOR and limit == 99.0:  # a teacher and a value need one design at least
             with pytest.raises((OracleError, DataError), match=r"got NaN for all|expected a feasible design"):
                 algorithm.step(state, reward, generator())

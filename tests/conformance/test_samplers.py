@@ -39,7 +39,7 @@ SAMPLERS: dict[str, Any] = {
     "best_of_n": BestOfN(candidates=3),
     "value_weighted": ValueWeighted(alpha=0.5, candidates=3),
     "value_weighted, argmax": ValueWeighted(alpha=0.5, candidates=3, choice="argmax"),
-    "smc": SMC(alpha=0.5, particles=4),
+    "smc": SMC(alpha=0.5, particles=4, tempering=0.0),
     "smc, bootstrap": SMC(alpha=0.5, particles=4, kind="bootstrap"),
     "smc, tempered": SMC(alpha=0.5, particles=4, tempering=2.0, ess_fraction=1.0),
     "refine": Refine(alpha=0.5, moves=24),
@@ -471,7 +471,7 @@ def test_undefined_settings_say_why() -> None:
     for kind in (SMC, Refine, ClassifierGuidance, MCMC):
         with pytest.raises(ConfigError, match="alpha > 0"):
             kind(alpha=-1.0)
-    for settings in ({"particles": 0}, {"ess_fraction": 1.5}, {"tempering": -1.0}):
+    for settings in ({"particles": 0}, {"ess_fraction": 1.5}, {"tempering": -1.0}, {"tempering": math.nan}):
         with pytest.raises(ConfigError, match="particles >= 1, ess_fraction in"):
             SMC(**settings)
     with pytest.raises(ConfigError, match="twisted, bootstrap; got 'plain'"):
@@ -484,3 +484,20 @@ def test_undefined_settings_say_why() -> None:
         MCMC(kernel="hmc")
     with pytest.raises(ConfigError, match="step_size > 0"):
         MCMC(step_size=0.0)
+    for time in (0.0, 1.0, 2.0):
+        with pytest.raises(ConfigError, match=r"a time in \(0, 1\); got"):
+            MCMC(time=time)
+
+
+@every
+@pytest.mark.parametrize("n", [0, -1])
+def test_drawing_nothing_is_refused(sampler: str, process: str, n: int) -> None:
+    own = policy(process)
+    with pytest.raises(ConfigError, match=f"n >= 1 designs to draw; got {n}"):
+        SAMPLERS[sampler](own, Sum(own.process), n, torch.Generator())
+
+
+def test_chains_that_run_away_are_refused() -> None:
+    own = policy("ddpm")
+    with pytest.raises(ConfigError, match="chains that stay finite; got infinite or NaN states with step_size 1e"):
+        MCMC(alpha=0.5, step_size=1e30, moves=50)(own, Sum(own.process), 3, torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from difftilt.algorithms.distill import TEACHERS, Distill
+from difftilt.algorithms.distill import TEACHERS, Distill, log_shares
 from difftilt.algorithms.paths import ScoredPaths
 from difftilt.algorithms.raft import RAFT
 from difftilt.algorithms.renoised_mle import RenoisedMLE
@@ -162,15 +162,27 @@ def test_the_teachers_weights_count(problem: TiltedProblem) -> None:
 
 
 def test_coefficients_are_the_teachers_weights_with_mean_one(problem: TiltedProblem) -> None:
-    """So that (1) is a cross-entropy in nats, whatever the batch; all 0 where no design is feasible."""
+    """Under each condition, so that (1) is a cross-entropy in nats, whatever the batch; 0 where no design is feasible.
+
+    A constant added to one condition's log weights changes nothing; shares of the whole batch (twin) follow it.
+    """
     algorithm = Distill(batch=64)
     state = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, ALPHA)])
     data = algorithm.collect(state, problem.reward, torch.Generator().manual_seed(0))
     weight = torch.arange(1, 65).double()
-    state.log_share = (weight.log() + 3.0).log_softmax(0)
-    assert algorithm.targets(state, data).tolist() == pytest.approx((weight / weight.mean()).tolist())
-    state.log_share = torch.full((64,), -math.inf).double().log_softmax(0)
-    assert (algorithm.targets(state, data) == 0).all()
+    condition = torch.arange(64) % 3
+    expected = torch.zeros(64).double()
+    for label in range(3):
+        rows = condition == label
+        expected[rows] = weight[rows] / weight[rows].mean()
+    moved = weight.log() + 7.0 * condition
+    state.log_share = log_shares(moved, condition)
+    assert algorithm.targets(state, data).tolist() == pytest.approx(expected.tolist())
+    state.log_share = log_shares(moved, torch.zeros_like(condition))
+    assert (algorithm.targets(state, data) - expected).abs().max() > 1
+    without = moved.where(condition != 1, -math.inf)
+    state.log_share = log_shares(without, condition)
+    assert algorithm.targets(state, data).tolist() == pytest.approx(expected.where(condition != 1, 0.0).tolist())
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)

@@ -117,17 +117,20 @@ def test_a_weight_without_its_correction_is_seen_by_the_same_bar(problem: Tilted
 
 @pytest.mark.parametrize("ess_fraction", [0.0, 0.5, 1.0])
 def test_the_exact_twist_with_its_own_proposal_gives_equal_weights(problem: TiltedProblem, ess_fraction: float) -> None:
-    """To 1e-6 nats, and equal to log Z. Twins: the pretrained proposal, and the value at another temperature."""
+    """To 1e-6 nats, and equal to log Z. Twins: the pretrained proposal, the value at another temperature, tempered."""
     rng = torch.Generator().manual_seed(0)
+    own = {"alpha": ALPHA, "ess_fraction": ess_fraction, "proposal": optimal_policy(problem), "tempering": 0.0}
 
     def weights(**settings: Any) -> torch.Tensor:
-        sampler = SMC(**{"alpha": ALPHA, "ess_fraction": ess_fraction, "proposal": optimal_policy(problem), **settings})
+        sampler = SMC(**{**own, **settings})
         return sampler(problem.pretrained, problem.reward, 200, rng, value=problem.value()).log_weight
 
     assert (weights() - problem.log_z).abs().max() < 1e-6
     if ess_fraction == 0:
         assert weights(proposal=None).std() > 0.5
         assert weights(alpha=2 * ALPHA).std() > 0.05
+    if ess_fraction == 1:
+        assert weights(tempering=2.0).std() > 0.01
 
 
 def test_the_exact_twist_alone_gives_equal_weights_at_the_end_of_each_path(problem: TiltedProblem) -> None:

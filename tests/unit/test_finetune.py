@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.raft import RAFT
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad
+from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE
 from difftilt.core.algorithm import Anchor
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
@@ -124,10 +126,15 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
 
 
 def test_a_kl_budget_is_refused_where_no_alpha_could_meet_it(problem: TiltedProblem) -> None:
-    """Before anything is paid; the same method without a budget, and another with one, run (twins)."""
+    """Before anything is paid; the same method without a budget, and another with one, run (twins).
+
+    Those whose teacher or value keeps the first alpha would let the controller turn a knob that moves nothing.
+    """
     budget, paid = LoopConfig(steps=1, kl_budget=1.0), Paid(problem)
-    with pytest.raises(UnsupportedError, match="got RAFT, whose loss has none; leave out --kl-budget"):
-        finetune(problem.pretrained, paid, RAFT(batch=8), loop=budget)
+    for method in (RAFT(batch=8), Distill(batch=8), ValueWeightedMLE(batch=8)):
+        match = f"got {type(method).__name__}, whose law does not follow it; leave out --kl-budget"
+        with pytest.raises(UnsupportedError, match=match):
+            finetune(problem.pretrained, paid, method, loop=budget)
     assert not paid.asked
     assert finetune(problem.pretrained, paid, RAFT(batch=8), loop=LoopConfig(steps=1)).history
     assert finetune(problem.pretrained, paid, ALGORITHMS["ppo"], loop=budget).history

@@ -15,8 +15,8 @@ from difftilt.problems.tilted import TiltedProblem
 from difftilt.types import Tensor
 
 ALPHA = 0.7
-RUNS, N = 1000, 64
-"""Repetitions, and designs in each."""
+RUNS, POPULATIONS = 1000, 64
+"""Repetitions, and independent populations in each."""
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def problem() -> TiltedProblem:
 def draws(problem: TiltedProblem, population: int = 1) -> tuple[Tensor, Tensor]:
     """Rewards and log weights ``[RUNS, N]`` of designs of p_pre, each ``population`` times in a row."""
     rng = torch.Generator().manual_seed(0)
-    rows = torch.multinomial(problem.pretrained_law, RUNS * N // population, replacement=True, generator=rng)
-    reward = problem.table[rows].repeat_interleave(population).view(RUNS, N)
+    rows = torch.multinomial(problem.pretrained_law, RUNS * POPULATIONS, replacement=True, generator=rng)
+    reward = problem.table[rows].repeat_interleave(population).view(RUNS, -1)
     return reward, reward / ALPHA
 
 
@@ -63,7 +63,9 @@ def test_copies_in_a_population_count_once():
     copies = values.repeat_interleave(5), log_weight.repeat_interleave(5)
     assert weighted_mean(*copies, population=5) == pytest.approx(once)
     assert weighted_mean(*copies)[1] < once[1] / 2
-    assert log_z_error(copies[1], population=5) == pytest.approx(log_z_error(log_weight))
+    by_weight, by_log = log_z_error(log_weight), log_weight.var().item()
+    by_log = math.sqrt(by_log / 20 + by_log**2 / 38)
+    assert log_z_error(copies[1], population=5) == pytest.approx(max(by_weight, by_log))
 
 
 @pytest.mark.parametrize("populations", [1, FEWEST - 1])
@@ -73,7 +75,7 @@ def test_few_populations_give_no_error(populations: int):
     assert mean == pytest.approx(values.mean().item())
     assert math.isnan(error)
     assert math.isnan(log_z_error(values, population=4))
-    assert math.isfinite(log_z_error(torch.arange(4.0 * FEWEST), population=4))
+    assert math.isfinite(log_z_error(torch.zeros(4 * FEWEST), population=4))
 
 
 def test_error_of_log_z_is_that_of_plain_importance_sampling():
@@ -86,8 +88,8 @@ def test_error_of_log_z_is_that_of_plain_importance_sampling():
 def test_stated_errors_are_the_spread_over_repetitions(problem: TiltedProblem, population: int):
     """The mean squared stated error over 1,000 repetitions is the variance over them.
 
-    H0: equal, but for terms of order 1 / populations (64 or 16) in the delta method. The ratio has a standard error of
-    about 6 %; bounds of 35 % and 45 % leave five of it (false-alarm rate 1e-6) beside those terms.
+    H0: equal, but for terms of order 1 / 64 populations in the delta method. The ratio has a standard error of about
+    6 %; bounds of 35 % and 45 % leave five of it (false-alarm rate 1e-6) beside those terms.
     Twin: populations of 4 copies taken for independent designs are off by a factor of 4.
     """
     reward, log_weight = draws(problem, population)
@@ -112,7 +114,7 @@ def test_stated_errors_are_the_spread_over_repetitions(problem: TiltedProblem, p
 
 @pytest.mark.parametrize("partly", [False, True], ids=["all feasible", "half infeasible"])
 def test_kl_of_the_tilted_law_is_the_exact_one(problem: TiltedProblem, partly: bool):
-    """H0: the KL from 128,000 weighted designs is the exact one, within 6 standard errors (false-alarm rate 2e-9).
+    """H0: the KL from 64,000 weighted designs is the exact one, within 6 standard errors (false-alarm rate 2e-9).
 
     Twin: with weights ignored it is off by more than 60.
     """

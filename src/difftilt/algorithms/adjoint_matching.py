@@ -129,7 +129,8 @@ class AdjointMatching(PathSettings):
         state = super().init(policy, anchors, conditions)
         with torch.no_grad():
             some = policy.prior(1, torch.Generator(policy.device).manual_seed(0))
-            _step(policy, some, policy.grid[0], policy.grid[1], None)
+            cond = None if conditions is None else conditions.rows(torch.zeros(1, dtype=torch.long, device=some.device))
+            _step(policy, some, policy.grid[0], policy.grid[1], cond)
         return state
 
     def collect(self, state: TunedState, reward: Reward, rng: torch.Generator) -> ScoredPaths:

@@ -4,17 +4,20 @@ With the return ``R`` of a path (:mod:`difftilt.algorithms.paths`), its return t
 :math:`R_k = R + \sum_a w_a \sum_{j<k} l_{a,j}`, and ``c`` its condition, the advantage of step ``k`` is
 
 ==========  ===================================================================================================
-``batch``   ``R`` minus the mean of the other paths of the batch
-``group``   ``R`` minus the mean of the other paths made for the same condition (GRPO without its scale)
+``batch``   ``R`` minus the mean of the batch's other paths of its condition
+``group``   the same (GRPO without its scale); a path alone in its condition teaches nothing
 ``running`` ``R`` minus a running mean over earlier updates of its condition (DDPO's tracker); at first ``batch``
 ``value``   :math:`R_k - V_\phi(x_t)`, a network fitted to returns to go by squared error
 ==========  ===================================================================================================
 
-Each is independent of the step's own draw, so the gradient stays unbiased. ``scale`` divides by a standard deviation:
+Each is independent of the step's own draw, so the gradient stays unbiased. Conditions are never compared where a design
+may be infeasible (:mod:`difftilt.algorithms.advantages`). So a path that is alone in its condition is compared with the
+whole batch, or the running mean, only while no other design of the batch is infeasible; else it teaches nothing: raise
+``group`` of the conditions. ``scale`` divides by a standard deviation:
 of the batch, of the group, or a running one of the condition (DDPO's tracker has mean and spread running). That makes
 alpha a multiple of it: the law tuned toward changes from update to update, and near the optimum, where returns are
 constant, noise is amplified. It is there for rewards without a unit; on exact problems it is off. Groups whose returns
-are all alike (a spread below 1e-8) are given no scale and advantage 0.
+are all alike (a spread below 1e-8), or that have fewer than two, are left the push toward feasibility alone, unscaled.
 
 References:
     Black et al. 2023 (per-prompt tracker), https://arxiv.org/abs/2305.13301; Shao et al. 2024 (GRPO),
@@ -29,9 +32,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from difftilt.algorithms.advantages import FeasibilitySettings, centred_advantage, grouped_advantage
+from difftilt.algorithms.advantages import FeasibilitySettings, grouped_advantage, mean_of_others
 from difftilt.algorithms.paths import ScoredPaths, path_return
-from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions
+from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions, refuse_lone_paths
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
@@ -97,6 +100,7 @@ class BaselineSettings(FeasibilitySettings):
     def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> BaselineState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
+        refuse_lone_paths(self.batch, 2, "compared with the others' mean")
         value = self.baseline == "value"
         if value:
             refuse_conditions(conditions, "the value baseline")
@@ -108,34 +112,33 @@ class BaselineSettings(FeasibilitySettings):
         spent = path.log_ratio if path.kl is None else path.kl
         returns = path_return(data.scores.value, spent, state.weights)
         weight = self.weigh_feasibility(state.alpha)
-        if self.baseline == "group":
-            advantage = grouped_advantage(returns, feasible, data.condition, feasibility_weight=weight)
-        else:
-            advantage = centred_advantage(returns, feasible, feasibility_weight=weight)
-        advantage = advantage.expand(path.steps, -1)
+        others = mean_of_others(returns, feasible, data.condition)
+        baseline = others
         if self.baseline == "running":
-            advantage = self._moved(advantage, self._running(state, data, returns), returns, feasible)
+            before = self._running(state, data, returns)
+            baseline = before.where(~before.isnan(), others)
         elif self.baseline == "value":
             paid = (state.weights[:, None, None] * spent).sum(0)
             paid = paid.cumsum(0) - paid  # before each step
-            fitted = state.alpha * self._fit(state, data, (returns + paid) / state.alpha)
-            advantage = self._moved(advantage, fitted - paid, returns, feasible)
-        return self._scaled(state, advantage, data) / state.alpha
+            baseline = state.alpha * self._fit(state, data, (returns + paid) / state.alpha) - paid
+        advantage = grouped_advantage(returns, feasible, data.condition, feasibility_weight=weight)
+        # The move is added to all paths alike, infeasible ones too: E[grad log p] = 0 over all, not over feasible ones.
+        # It depends on the others only, whether it is made (not NaN) included.
+        advantage = (advantage + (others - baseline).nan_to_num(nan=0.0)).expand(path.steps, -1)
+        if self.baseline != "group":
+            advantage = self._alone(advantage, baseline, returns, data)
+        push = grouped_advantage(torch.zeros_like(returns), feasible, data.condition, feasibility_weight=weight)
+        return self._scaled(state, advantage, push, data) / state.alpha
 
-    def _moved(
-        self, advantage: Float[Tensor, "K B"], baseline: Tensor, returns: Float[Tensor, " B"], feasible: Tensor
+    def _alone(
+        self, advantage: Float[Tensor, "K B"], baseline: Tensor, returns: Float[Tensor, " B"], data: ScoredPaths
     ) -> Float[Tensor, "K B"]:
-        """Another baseline than the others' mean, where there is one (not NaN).
-
-        The difference is added to all paths alike, infeasible ones too: ``E[grad log p] = 0`` over all of them, not
-        over the feasible ones.
-        """
-        n = int(feasible.sum())
-        if n < 2:
-            return advantage
-        mean = returns[feasible].mean()
-        others = torch.where(feasible, mean - (returns - mean) / (n - 1), mean)
-        return advantage + (others - baseline).nan_to_num(nan=0.0)
+        """Paths alone in their condition: against the baseline, or the batch, while all others are feasible."""
+        feasible, everyone = data.scores.feasible, torch.zeros_like(data.condition)
+        alone = data.condition.bincount()[data.condition] == 1
+        lost = (~feasible).sum() - (~feasible).long()  # among the others
+        compared = returns - baseline.where(~baseline.isnan(), mean_of_others(returns, feasible, everyone))
+        return compared.where(alone & (lost == 0) & ~compared.isnan(), advantage)
 
     def _running(self, state: BaselineState, data: ScoredPaths, returns: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The mean of earlier updates, by condition; NaN where there was none; then it moves on."""
@@ -160,16 +163,21 @@ class BaselineSettings(FeasibilitySettings):
                 state.value_optimiser.step()
         return before.view(path.steps, path.batch)
 
-    def _scaled(self, state: BaselineState, advantage: Float[Tensor, "K B"], data: ScoredPaths) -> Float[Tensor, "K B"]:
+    def _scaled(
+        self, state: BaselineState, advantage: Float[Tensor, "K B"], push: Float[Tensor, " B"], data: ScoredPaths
+    ) -> Float[Tensor, "K B"]:
         if self.scale == "none":
             return advantage
         group = torch.zeros_like(data.condition) if self.scale == "batch" else data.condition
-        scaled = torch.zeros_like(advantage)
+        scaled = push.repeat(len(advantage), 1)
         for label in group.unique():
             rows = group == label
-            variance = advantage[:, rows & data.scores.feasible].var()
-            if self.scale == "running" and variance.isfinite():
-                state.variance[label] = variance = self._remembered(state.variance[label], variance)
+            known = rows & data.scores.feasible
+            variance = advantage[:, known].var() if known.sum() > 1 else advantage.new_tensor(torch.nan)
+            if self.scale == "running":
+                if variance.isfinite():
+                    state.variance[label] = self._remembered(state.variance[label], variance)
+                variance = state.variance[label]
             if variance > 1e-16:
                 scaled[:, rows] = advantage[:, rows] / variance.sqrt()
         return scaled

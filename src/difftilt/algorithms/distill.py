@@ -1,7 +1,8 @@
 r"""Distillation: fit the chain to the weighted paths of a steering sampler, so that later designs cost no reward call.
 
-A sampler steers the first anchor's policy and returns paths with weights; with their shares
-:math:`\omega_b = w_b / \sum w`,
+A sampler steers the first anchor's policy and returns paths with weights; with their shares among the :math:`B_c` paths
+of their own condition, :math:`\omega_b = \frac{B_c}{B} w_b / \sum_c w` (weights of different conditions have different
+normalisers, and do not compare),
 
 .. math:: L(\theta) = - \sum_b \omega_b \sum_k \log p_\theta(x_s^b | x_t^b)                                 \qquad (1)
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -52,6 +54,15 @@ class DistillState(TunedState):
     """Log shares of the last batch's weights."""
 
 
+def log_shares(log_weight: Float[Tensor, " B"], condition: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    r"""Log of :math:`\omega`, nats; ``-inf`` in conditions without any weight."""
+    share = torch.full_like(log_weight, -math.inf)
+    for label in condition[log_weight > -math.inf].unique():
+        rows = condition == label
+        share[rows] = log_weight[rows].log_softmax(0) + rows.double().mean().log()
+    return share
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distill(PathSettings):
     """Settings of distillation; see the module for the method."""
@@ -64,6 +75,9 @@ class Distill(PathSettings):
     """Passes over the paths of an update: they stay valid, and scoring them is what costs."""
     minibatches: int = 4
     """Optimiser steps per pass."""
+
+    tempered: ClassVar[bool] = False
+    """The teacher and its value keep the first alpha."""
 
     def __post_init__(self) -> None:
         if self.teacher not in TEACHERS:
@@ -101,7 +115,7 @@ class Distill(PathSettings):
             own, theirs = path_log_prob(state.policy, path), path_log_prob(reference, path)
         state.x_0 = drawn.x_0
         scores = score(under(oracle, cond), state.policy.codec, drawn.x_0)
-        state.log_share = drawn.log_weight.where(scores.feasible, -math.inf).log_softmax(0)
+        state.log_share = log_shares(drawn.log_weight.where(scores.feasible, -math.inf), condition)
         return ScoredPaths(
             replace(path, log_prob=own, reference_log_prob=theirs[None]),
             scores,
@@ -117,8 +131,8 @@ class Distill(PathSettings):
         return self.epochs, self.minibatches
 
     def targets(self, state: DistillState, data: ScoredPaths) -> Float[Tensor, " B"]:
-        """Coefficients, ``B`` times the share of each path, no unit; all 0 where no design is feasible."""
-        return len(state.log_share) * state.log_share.exp().nan_to_num(nan=0.0)
+        """Coefficients, ``B`` times the share of each path, no unit; 0 for conditions without a feasible design."""
+        return len(state.log_share) * state.log_share.exp()
 
     def loss(
         self,

@@ -11,7 +11,7 @@ network :math:`v_\phi` is trained along. The same loss has other names: with the
 balance* and longer spans are *subtrajectory balance*, both times :math:`\alpha^2`. Updates divide (1) by alpha: they
 work in nats.
 
-Paths with an infeasible design are left out of (1) and pushed down as in trajectory balance.
+Paths with an infeasible design are left out of (1) and pushed down as in trajectory balance: by own paths.
 
 Differs from the papers in: the span may be any number, all pairs count alike, and the policy stands against p_pre.
 
@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from difftilt.algorithms.advantages import FeasibilitySettings, centred_advantage
+from difftilt.algorithms.advantages import FeasibilitySettings, feasibility_push
 from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
-from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
+from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState, own_log_weight
 from difftilt.algorithms.state import check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
@@ -174,8 +174,9 @@ class PathConsistency(OffPolicySettings, FeasibilitySettings):
         seen = {"log_z": value[0].detach().mean(), "residual": loss.detach().sqrt()}
         if not feasible.all():
             weight = self.weigh_feasibility(state.alpha) / state.alpha
-            push = centred_advantage(torch.zeros_like(value[0]), feasible, feasibility_weight=weight)
-            loss = loss - 2 * steps.scale * (push[place] * log_prob).sum() / len(rows)
+            counted = own_log_weight(data)[rows]
+            push = feasibility_push(counted, feasible, data.condition[rows], feasibility_weight=weight)
+            loss = loss - 2 * steps.scale * (push[place] * log_prob).sum()
         return loss, seen
 
 

@@ -18,7 +18,8 @@ is :math:`r - \sum_a w_a \sum_k KL_{a,k}` and the loss gains the direct gradient
 .. math:: L_{KL}(\theta) = \frac1B \sum_b \sum_k \sum_a \frac{w_a}{\alpha}
         KL\big( p_\theta(\cdot|x_t) \,\|\, p_a(\cdot|x_t) \big)                                          \qquad (2)
 
-Either part alone is wrong (0.13 to 0.24 nats off on a small chain).
+Either part alone is wrong (0.13 to 0.24 nats off on a small chain). Where designs can be infeasible the objective has
+the KL of :math:`p_\theta(\cdot | F)`, which no sum over steps gives in closed form: there it is refused.
 
 Differs from the papers in: advantages are centred by the other paths' mean, and not divided by a standard deviation
 unless asked (that turns alpha into alpha * std); log-probabilities are sums, not means, over the event.
@@ -38,7 +39,7 @@ from difftilt.algorithms.baselines import BaselineSettings
 from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps, collect
 from difftilt.algorithms.state import TunedState
 from difftilt.core.reward import Reward
-from difftilt.errors import nearest
+from difftilt.errors import UnsupportedError, nearest
 from difftilt.types import Float, Int, Tensor
 
 KL = ("sampled", "closed_form")
@@ -106,8 +107,19 @@ class PPO(BaselineSettings):
         return self.epochs, self.minibatches
 
     def collect(self, state: TunedState, reward: Reward, rng: torch.Generator) -> ScoredPaths:
-        """One rollout."""
-        return collect(state, reward, self.batch, rng, with_kl=self.kl == "closed_form")
+        """One rollout.
+
+        Raises:
+            UnsupportedError: some design is infeasible, where the closed form is not the KL of the feasible paths.
+        """
+        data = collect(state, reward, self.batch, rng, with_kl=self.kl == "closed_form")
+        lost = int((~data.scores.feasible).sum())
+        if self.kl == "closed_form" and lost:
+            raise UnsupportedError(
+                "expected a feasible design on every path for kl 'closed_form', which averages over all that a step "
+                f"may draw; got {lost} of {self.batch} infeasible; use kl 'sampled'"
+            )
+        return data
 
     def loss(
         self,

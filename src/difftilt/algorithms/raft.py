@@ -38,7 +38,7 @@ class RAFT(PathSettings):
     """Share c of each batch that is learned from, above 0 to 1."""
 
     tempered: ClassVar[bool] = False
-    """No alpha in the loss, which a KL budget could raise."""
+    """No alpha in the loss, which a KL budget could move."""
 
     def __post_init__(self) -> None:
         if 1 < self.keep < math.inf:

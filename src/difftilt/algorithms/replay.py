@@ -92,6 +92,16 @@ def path_log_prob(policy: Policy, path: Trajectory) -> Float[Tensor, "K B"]:
     return torch.stack([step_log_prob(policy, x_t, x_s, t, s, path.cond) for x_t, x_s, t, s in steps]).double()
 
 
+def own_log_weight(data: ScoredPaths) -> Float[Tensor, " B"]:
+    r"""Log weights of each path as one of the tuned policy, nats: own ones alone, or :math:`p_\theta / b` without any.
+
+    For equation (2) of :mod:`difftilt.algorithms.advantages`.
+    """
+    if not data.own.any():
+        return data.path.log_prob.sum(0) - data.behaviour_log_prob
+    return torch.zeros_like(data.behaviour_log_prob).where(data.own, -torch.inf)
+
+
 def collect_from(behaviour: Policy, state: TunedState, reward: Reward, n: int, rng: torch.Generator) -> ScoredPaths:
     """``n`` paths of any policy on the same chain, scored once: data for :meth:`OffPolicyState.remember`."""
     condition, cond = state.draw_conditions(n, rng)

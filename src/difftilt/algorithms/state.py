@@ -37,6 +37,16 @@ def check_settings(settings: Any) -> None:
         )
 
 
+def refuse_lone_paths(paths: int, needed: int, what: str) -> None:
+    """For methods that learn nothing from a path by itself.
+
+    Raises:
+        ConfigError: ``batch`` is ``paths``, fewer than ``needed``.
+    """
+    if paths < needed:
+        raise ConfigError(f"expected a batch of at least {needed}, since each path is {what}; got {paths}; raise batch")
+
+
 def refuse_conditions(conditions: Conditions | None, what: str) -> None:
     """For methods whose value network does not see conditions.
 

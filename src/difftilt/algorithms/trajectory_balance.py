@@ -13,7 +13,8 @@ paths of a condition, and (1) is their variance
 with ``"learned"`` it is a parameter with its own learning rate. On-policy, the gradient in theta is twice that of
 :math:`-J/\alpha`, with a variance that vanishes at the optimum.
 
-The loss is valid on anybody's paths: see :mod:`difftilt.algorithms.replay` for replay and exploration.
+The loss is valid on anybody's paths: see :mod:`difftilt.algorithms.replay` for replay and exploration. Infeasible paths
+have no residual; equation (2) of :mod:`difftilt.algorithms.advantages` pushes toward feasibility, by own paths.
 
 A subset of ``n`` of the K steps keeps the residual of the stored path and scales its gradient by K / n: unbiased at the
 first pass. With all steps the residual is recomputed, so later passes stay exact.
@@ -32,10 +33,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from difftilt.algorithms.advantages import FeasibilitySettings, centred_advantage
+from difftilt.algorithms.advantages import FeasibilitySettings, feasibility_push
 from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps
-from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState
-from difftilt.algorithms.state import check_settings
+from difftilt.algorithms.replay import OffPolicySettings, OffPolicyState, own_log_weight
+from difftilt.algorithms.state import check_settings, refuse_lone_paths
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
@@ -125,6 +126,8 @@ class TrajectoryBalance(OffPolicySettings, FeasibilitySettings):
     ) -> TrajectoryBalanceState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
+        if self.log_z == "batch":
+            refuse_lone_paths(self.batch, 2 * self.minibatches, "balanced against others of its minibatch")
         return TrajectoryBalanceState(
             policy,
             anchors,
@@ -167,8 +170,9 @@ class TrajectoryBalance(OffPolicySettings, FeasibilitySettings):
             loss = trajectory_balance_loss(log_ratio[feasible], value[feasible], log_z, alpha=alpha)
         if not feasible.all():
             weight = self.weigh_feasibility(alpha) / alpha
-            push = centred_advantage(torch.zeros_like(value), feasible, feasibility_weight=weight)
-            loss = loss - 2 * (push * change).mean()
+            counted = own_log_weight(data)[rows]
+            push = feasibility_push(counted, feasible, data.condition[rows], feasibility_weight=weight)
+            loss = loss - 2 * (push * change).sum()
         return loss, {"log_z": log_z.detach().mean() if feasible.any() else state.log_z.detach().mean()}
 
 

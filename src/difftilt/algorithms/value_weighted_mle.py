@@ -27,7 +27,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -94,6 +94,9 @@ class ValueWeightedMLE(OffPolicySettings):
     """Rollouts of p_pre that the value is fitted to: also reward calls, once."""
     value_updates: int = 2000
     """Optimiser steps of that fit."""
+
+    tempered: ClassVar[bool] = False
+    """The value keeps the alpha that it was fitted at."""
 
     def init(
         self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None

@@ -71,7 +71,7 @@ def _steered(facts: Mapping[str, Any]) -> list[str]:
     spent = f"{bound}{_with_error(kl['mean'], kl['error'] or None)} nats from the pretrained model"
     lines.append(f"KL          {'not known' if kl['mean'] is None else spent}")
     if log_z is not None:
-        pair = [_with_error(log_z[name], log_z[f"{name}_error"]) for name in ("sampler", "independent")]
+        pair = [_with_error(log_z[name], log_z[f"{name}_error"], "unknown") for name in ("sampler", "independent")]
         lines.append(f"log Z       {pair[0]} nats; independently {pair[1]}")
     if round(effective) < facts["designs"]:
         lines.append(f"weights     worth {effective:,.0f} equal ones of {facts['designs']:,}")
@@ -86,5 +86,6 @@ def _interval(value: Mapping[str, float | None] | None) -> str:
     return f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
 
 
-def _with_error(value: float | None, error: float | None) -> str:
-    return number(value, 2) if error is None else f"{number(value, 2)} ± {number(error, 2)}"
+def _with_error(value: float | None, error: float | None, missing: str | None = None) -> str:
+    shown = missing if error is None else number(error, 2)
+    return number(value, 2) if shown is None else f"{number(value, 2)} ± {shown}"

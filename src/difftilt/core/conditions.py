@@ -52,6 +52,13 @@ def as_vectors(cond: Condition) -> Float[Tensor, "n d"]:
     return torch.cat([cond[name].reshape(len(cond[name]), -1).double() for name in sorted(cond)], dim=1)
 
 
+def numbers(cond: Condition | None, n: int, device: torch.device) -> Int[Tensor, " n"]:
+    """A number for each of ``n`` rows, the same where all conditions are."""
+    if not cond:
+        return torch.zeros(n, dtype=torch.long, device=device)
+    return as_vectors(cond).unique(dim=0, return_inverse=True)[1]
+
+
 def repeated(cond: Condition | None, times: int) -> Condition | None:
     """All rows, ``times`` over."""
     return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}

@@ -88,7 +88,9 @@ def optimality_gap(log_weight: Float[Tensor, " N"], independent: LogZ) -> Gap:
         reasons.append(f"ESS is {ess:.1%} of the rollouts, below {ESS_FRACTION:.0%}")
     if independent.ess < INDEPENDENT_ESS:
         reasons.append(f"the independent estimate has ESS {independent.ess:.0f}, below {INDEPENDENT_ESS:.0f}")
-    if not disagreement <= allowed:
+    if math.isinf(allowed):
+        reasons.append("the error of log Z is not known")
+    elif not disagreement <= allowed:
         reasons.append(f"the two log Z estimates differ by {disagreement:.2f} nats, more than 3 s.e. ({allowed:.2f})")
     return Gap(
         gap_nats=log_z - mean - math.log(fraction),

@@ -18,7 +18,11 @@ random step, run the rest again under p_pre, accept with probability :math:`\min
 next beta keeps the effective sample size at half of N (this choice gives up exact unbiasedness). Particles are split
 into independent groups, whose spread gives the standard error.
 
-Infeasible designs have weight exactly 0 from the first stage on: (1) then starts with log P_pre(F).
+Infeasible designs have weight exactly 0 from the first stage on: (1) then starts with log P_pre(F). A group without
+any feasible path estimates Z by exactly 0; the others go on without it.
+
+A relative error of Z above :data:`MOST` says little more than that what carries Z was hardly seen. The error is then
+unknown, and infinite.
 
 References:
     Del Moral, Doucet, Jasra 2006, https://doi.org/10.1111/j.1467-9868.2006.00553.x.
@@ -38,6 +42,8 @@ from difftilt.core.trajectory import rollout, sample_states
 from difftilt.types import Condition, Float, Int, Tensor
 
 GROUPS = 16
+MOST = 0.5
+"""The largest standard error of log Z that is stated, nats."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,9 @@ class LogZ:
     value: float
     """log Z, nats; ``-inf`` if no feasible design was seen."""
     error: float
-    """Standard error, nats."""
+    """Standard error, nats; infinite where it is not known, see :func:`stated`."""
     ess: float
-    """Independent samples that would give the same relative error of Z: ``1 / error**2``."""
+    """Independent samples that would give the same relative error of Z."""
     oracle_calls: int
     """Designs scored."""
     network_evaluations: int
@@ -63,11 +69,16 @@ def log_path_weight(
     return torch.where(reward.isnan(), -torch.inf, reward / alpha - path_log_ratio)
 
 
+def stated(error: float) -> float:
+    """A standard error of log Z, nats, as it may be told: infinite above :data:`MOST`; NaN stays NaN."""
+    return math.inf if error > MOST else error
+
+
 def from_samples(log_weight: Float[Tensor, " N"], *, oracle_calls: int = 0, network_evaluations: int = 0) -> LogZ:
-    """Plain importance sampling: log mean weight, delta-method error, and the weights' effective sample size."""
+    """Plain importance sampling: log mean weight, delta-method error as :func:`stated`, effective sample size."""
     n, ess = log_weight.shape[0], effective_sample_size(log_weight).item()
     error = math.sqrt(max(0.0, n / ess - 1) / n) if ess > 0 else math.inf
-    return LogZ(log_mean_exp(log_weight).item(), error, ess, oracle_calls, network_evaluations)
+    return LogZ(log_mean_exp(log_weight).item(), stated(error), ess, oracle_calls, network_evaluations)
 
 
 def independent_log_z(
@@ -133,27 +144,30 @@ def tempered_log_z(
     value = score(reward, policy.codec, states[-1]).value
     calls, evaluations, steps = particles, particles * policy.steps, policy.steps
     log_z = torch.zeros(groups, dtype=torch.float64, device=value.device)
-    feasible = torch.where(value.isnan(), -torch.inf, 0.0)
-    beta, pending = 0.0, feasible  # the weights not yet used for resampling
-    while beta < 1:
-        if torch.isneginf(pending).all():
-            return LogZ(-math.inf, math.inf, 0.0, calls, evaluations)
+    beta, pending = 0.0, torch.where(value.isnan(), -torch.inf, 0.0)  # the weights not yet used for resampling
+    if torch.isneginf(pending).all():
+        return LogZ(-math.inf, math.inf, 0.0, calls, evaluations)
+    while True:
         grow = _next_beta(value / alpha, pending, beta, ess_fraction)
         log_weight = pending + (grow - beta) * torch.nan_to_num(value / alpha, nan=0.0)
-        beta, pending = grow, torch.zeros_like(pending)
-        by_group = log_weight.view(groups, -1)
+        beta, by_group = grow, log_weight.view(groups, -1)
         log_z += torch.stack([log_mean_exp(row) for row in by_group])
-        if torch.isneginf(log_z).any() or beta >= 1:
+        if beta >= 1:
             break
-        parents = torch.cat([systematic(row, rng) + g * by_group.shape[1] for g, row in enumerate(by_group)])
-        states, value = states[:, parents], value[parents]
+        parents = torch.arange(particles, device=value.device).view(groups, -1)
+        for g in range(groups):
+            if log_z[g] > -torch.inf:
+                parents[g] = parents[g][systematic(by_group[g], rng)]
+        states, value = states[:, parents.flatten()], value[parents.flatten()]
+        pending = log_z.where(log_z.isneginf(), 0.0).repeat_interleave(particles // groups)  # weight 0 stays so
         for _ in range(moves):
             first = restart_point(steps, rng)
             value = restart(policy, reward, states, value, first, beta / alpha, rng)
             calls, evaluations = calls + particles, evaluations + particles * (steps - first)
     spread = (log_z - log_mean_exp(log_z)).exp()
     error = (spread.std() / math.sqrt(groups)).item()
-    return LogZ(log_mean_exp(log_z).item(), error, 1 / error**2 if error > 0 else math.inf, calls, evaluations)
+    ess = 1 / error**2 if error > 0 else math.inf
+    return LogZ(log_mean_exp(log_z).item(), stated(error), ess, calls, evaluations)
 
 
 def _next_beta(energy: Float[Tensor, " N"], pending: Float[Tensor, " N"], beta: float, fraction: float) -> float:

@@ -17,6 +17,14 @@ are independent. Each estimate is a smooth function of sums over populations, an
 for (1), (2) and (3). In populations of one, equal weights give the usual :math:`s / \sqrt n`. Of larger ones it
 takes at least :data:`FEWEST`, as (4) is too small with few; the error is else NaN.
 
+Where few of them carry most weight, (4) knows nothing of those that would have carried more. Their own estimates
+:math:`\log \hat Z_g` do: with a spread ``s`` of these, and if they were normal, the mean of :math:`\hat Z_g` would have
+
+.. math:: \Big( \frac{s^2}{G} + \frac{s^4}{2 (G - 1)} \Big)^{1/2}                                      \qquad (5)
+
+for the error of its log. That of (2) is the larger of (4) and (5), and unknown, hence infinite, above
+:data:`~difftilt.metrics.log_z.MOST`; so then is that of (3).
+
 References:
     Liang and Zeger 1986 (the sandwich (4)), https://doi.org/10.1093/biomet/73.1.13; Owen 2013, *Monte Carlo theory,
     methods and examples*, chapter 9 (self-normalised weights), https://artowen.su.domains/mc/.
@@ -27,7 +35,9 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 
+from difftilt.metrics.log_z import stated
 from difftilt.types import Bool, Float, Tensor
 
 FEWEST = 8
@@ -54,9 +64,16 @@ def weighted_mean(
 
 
 def log_z_error(log_weight: Float[Tensor, " N"], *, population: int = 1) -> float:
-    """Standard error of (2), nats; NaN where every weight is 0."""
+    """Standard error of (2), nats; NaN where every weight is 0, infinite where it is unknown."""
     share = log_weight.double().softmax(0)
-    return _error(share - 1 / len(share), torch.ones_like(share, dtype=torch.bool), population)
+    error = _error(share - 1 / len(share), torch.ones_like(share, dtype=torch.bool), population)
+    if population == 1 or math.isnan(error):
+        return stated(error)
+    short = -len(share) % population  # of the last one
+    log_z = F.pad(log_weight.double(), (0, short), value=-torch.inf).view(-1, population).logsumexp(1)
+    log_z[-1] += math.log(population / (population - short))
+    spread = log_z[log_z.isfinite()].var().item() if log_z.isfinite().sum() > 1 else 0.0
+    return stated(max(error, math.sqrt(spread / len(log_z) + spread**2 / 2 / (len(log_z) - 1))))
 
 
 def tilted_kl(
@@ -80,7 +97,8 @@ def tilted_kl(
     mean, _ = weighted_mean(tilt, log_weight)
     share = log_weight.double().softmax(0)
     influence = share * (tilt.nan_to_num(nan=mean) - mean) - share + 1 / len(share)
-    return mean - log_z, _error(influence, torch.ones_like(share, dtype=torch.bool), population)
+    error = _error(influence, torch.ones_like(share, dtype=torch.bool), population)
+    return mean - log_z, math.inf if math.isinf(log_z_error(log_weight, population=population)) else error
 
 
 def _error(influence: Float[Tensor, " N"], there: Bool[Tensor, " N"], population: int) -> float:

@@ -115,7 +115,12 @@ class TiltedProblem:
     @cached_property
     def tilted(self) -> Float[Tensor, " N"]:
         """:math:`p^*(x_0)`, equation (1)."""
-        return self._log_weight.softmax(0)
+        return self.log_tilted.exp()
+
+    @cached_property
+    def log_tilted(self) -> Float[Tensor, " N"]:
+        """Its log, finite where the law itself is too small for a float."""
+        return self._log_weight.log_softmax(0)
 
     def soft_values(self) -> Float[Tensor, "K1 S"]:
         """:math:`v_t` of every state the chain can visit, reward units, noisiest time first; NaN elsewhere."""
@@ -145,7 +150,7 @@ class TiltedProblem:
     def kl(self, policy: Policy) -> float:
         r""":math:`KL(p_\theta(\cdot | F) \| p^*)` at :math:`x_0`, nats; at most :meth:`gap`."""
         law = self.chain.marginal(policy).where(self.feasible, 0)
-        return kl_divergence(law / law.sum(), self.tilted)
+        return kl_from_log(law / law.sum(), self.log_tilted)
 
     @cached_property
     def target_mean_reward(self) -> float:
@@ -209,7 +214,7 @@ class TiltedProblem:
                 laws[k][block.level][block.part] = found[1][1].where(better[:, None, None], found[0][1]).log()
             value = earlier
         law = chain.occupancy(laws)[-1][chain.levels[0]]
-        return ClassOptimum(value[-1].item(), soft[0, -1].item(), law, kl_divergence(law, self.tilted), laws)
+        return ClassOptimum(value[-1].item(), soft[0, -1].item(), law, kl_from_log(law, self.log_tilted), laws)
 
     def _ascend(
         self, k: int, block: Block, after: Tensor, q: Tensor, tolerance: float, sweeps: int
@@ -251,4 +256,9 @@ def _token_marginals(block: Block, kernel: Float[Tensor, "R C"], empty: Float[Te
 
 def kl_divergence(p: Float[Tensor, " N"], q: Float[Tensor, " N"]) -> float:
     r""":math:`KL(p \| q)` of two laws on the same designs, nats; infinite where ``q`` misses mass of ``p``."""
-    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum().item()
+    return kl_from_log(p, q.log())
+
+
+def kl_from_log(p: Float[Tensor, " N"], log_q: Float[Tensor, " N"]) -> float:
+    r""":math:`KL(p \| q)`, nats, of which the second law may be too small for a float."""
+    return (torch.xlogy(p, p) - p * log_q.where(p > 0, 0)).sum().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def gap_checks(facts: RunFacts) -> list[Check]:
     if not isinstance(gap, Mapping):
         return []
     own, other = finite(gap.get("log_z_policy")), finite(gap.get("log_z_independent"))
-    errors = finite(gap.get("log_z_policy_error")) or 0.0, finite(gap.get("log_z_independent_error")) or 0.0
+    errors = finite(gap.get("log_z_policy_error")), finite(gap.get("log_z_independent_error"))
     ess, independent = finite(gap.get("ess_fraction")), finite(gap.get("independent_ess"))
     checks = [
         Check(
@@ -103,20 +104,21 @@ def gap_checks(facts: RunFacts) -> list[Check]:
         ),
     ]
     if own is not None and other is not None:
-        allowed = AGREEMENT * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+        known = [error for error in errors if error is not None]
+        allowed = AGREEMENT * math.hypot(*known) if len(known) == len(errors) else None
         checks.append(
             Check(
                 "difference of the two log Z",
                 f"{fixed(abs(own - other))} nats",
-                f"at most {AGREEMENT:.0f} s.e. = {fixed(allowed)}",
-                abs(own - other) <= allowed,
+                f"at most {AGREEMENT:.0f} s.e. = {'unknown' if allowed is None else fixed(allowed)}",
+                allowed is not None and abs(own - other) <= allowed,
             )
         )
     return checks
 
 
 def log_z_rows(facts: RunFacts) -> list[tuple[str, float | None, str]]:
-    """The estimates of log Z that there are, and the one used: label, value and text in nats."""
+    """The estimates of log Z that there are, and the one used: label, value and text in nats, with errors if known."""
     rows = [
         ("log Z, the policy's own rollouts", ("gap", "log_z_policy")),
         ("log Z, independent of the policy", ("gap", "log_z_independent")),
@@ -124,11 +126,15 @@ def log_z_rows(facts: RunFacts) -> list[tuple[str, float | None, str]]:
         ("log Z, by the sampler's weights", ("log_z", "sampler")),
         ("log Z, independent of the sampler", ("log_z", "independent")),
     ]
-    found = [(label, facts.number(*path), facts.number(path[0], f"{path[1]}_error")) for label, path in rows]
-    found = [row for row in found if facts.sampler is None or row[1] is not None]
-    return [
-        (label, value, fixed(value) if error is None else plus_minus(value, error)) for label, value, error in found
-    ]
+    found = []
+    for label, path in rows:
+        value, error = facts.number(*path), facts.number(path[0], f"{path[1]}_error")
+        text = fixed(value) if error is None else plus_minus(value, error)
+        if error is None and f"{path[1]}_error" in (facts.get(path[0]) or {}):
+            text += "\u00a0± unknown"
+        if facts.sampler is None or value is not None:
+            found.append((label, value, text))
+    return found
 
 
 def naturalness(facts: RunFacts) -> list[Comparison]:

@@ -24,7 +24,7 @@ from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
-from difftilt.samplers.steering import rows_of
+from difftilt.samplers.steering import check_designs, rows_of
 from difftilt.types import Condition, Tensor
 
 
@@ -67,6 +67,7 @@ class BestOfN:
         paths: bool = False,
     ) -> Weighted:
         """``n`` designs, each the best of its own N; unweighted, no estimate of log Z."""
+        check_designs(n)
         kept = []
         group = max(1, 4096 // self.candidates)
         for start in range(0, n, group):

@@ -55,7 +55,7 @@ from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked, MaskedStep
 from difftilt.processes.simplex import Simplex, SimplexStep
 from difftilt.processes.uniform import Uniform, UniformStep
-from difftilt.samplers.steering import ROWS, check_alpha, rows_of, unweighted
+from difftilt.samplers.steering import ROWS, check_alpha, check_designs, rows_of, unweighted
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.plug_in import default_value
 
@@ -88,6 +88,7 @@ class ClassifierGuidance:
         paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
+        check_designs(n)
         if value is None:
             value = default_value(policy, reward, rng, alpha=self.alpha, cond=cond)
         guided = GuidedPolicy(policy, value, alpha=self.alpha, tokens=self.tokens)

@@ -38,7 +38,7 @@ from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import Gaussian
-from difftilt.samplers.steering import check_alpha, unweighted
+from difftilt.samplers.steering import check_alpha, check_designs, unweighted
 from difftilt.types import Condition, Float, Tensor
 
 KERNELS = ("ula", "mala")
@@ -70,6 +70,8 @@ class MCMC:
             raise ConfigError(
                 f"expected step_size > 0 and moves >= 0; got {self.step_size} and {self.moves}; correct them"
             )
+        if self.time is not None and not 0 < self.time < 1:
+            raise ConfigError(f"expected a time in (0, 1); got {self.time}; a small one misses less of the law")
         if self.kernel == "mala" and self.log_density is None:
             raise UnsupportedError(
                 "expected log_density for mala, whose acceptance needs the density; got none, and a denoiser gives "
@@ -87,7 +89,12 @@ class MCMC:
         value: Value | None = None,
         paths: bool = False,
     ) -> Weighted:
-        """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z; no value used."""
+        """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z; no value used.
+
+        Raises:
+            ConfigError: chains ran away to infinity.
+        """
+        check_designs(n)
         if not isinstance(policy.process, Gaussian | Flow):
             raise UnsupportedError(
                 f"expected a process with a score, over continuous states; got {type(policy.process).__name__}; use "
@@ -120,6 +127,11 @@ class MCMC:
             keep = accept.view(-1, *(1,) * (x.ndim - 1))
             x, drift = y.where(keep, x), drift_after.where(keep, drift)
             log_target = after.where(accept, log_target)
+        if not x.isfinite().all():
+            raise ConfigError(
+                "expected chains that stay finite; got infinite or NaN states with step_size "
+                f"{self.step_size}; lower it"
+            )
         return Weighted(x, unweighted(score(reward, policy.codec, x).feasible), None)
 
     def _target(

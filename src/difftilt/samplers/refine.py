@@ -36,7 +36,7 @@ from difftilt.core.trajectory import rollout
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.metrics.log_z import restart, restart_point
-from difftilt.samplers.steering import ROWS, check_alpha, rows_of, unweighted
+from difftilt.samplers.steering import ROWS, check_alpha, check_designs, rows_of, unweighted
 from difftilt.types import Condition, Tensor
 
 RESTARTS = ("stored", "renoised")
@@ -73,6 +73,7 @@ class Refine:
         paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where no move met a feasible one), no estimate of log Z; no value used."""
+        check_designs(n)
         if paths and self.restart == "renoised":
             raise UnsupportedError(
                 "expected a sampler whose designs have whole paths; got refine with restarts renoised, which breaks "

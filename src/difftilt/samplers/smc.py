@@ -18,12 +18,14 @@ for any twist, any proposal and any N: the law is (2) of the theory, tilted prio
 
 - ``kind="bootstrap"``: :math:`\psi_t = 1` before the end: plain importance sampling, as nothing is known before.
 - ``kind="twisted"``: :math:`\log \psi_t = \lambda_t v_t(x_t)/\alpha`, :math:`\lambda_t = (1 - t)^{\text{tempering}}`: a
-  positive ``tempering`` trusts values less where there is much noise. A value of ``-inf`` says that nothing feasible
-  can follow; an estimate that says so wrongly biases (2).
+  positive ``tempering`` trusts values less where there is much noise, and errors of early ones, which ``1/alpha``
+  magnifies, kill fewer ancestors. A value of ``-inf`` says that nothing feasible
+  can follow; one that says so wrongly biases (2). The drawn estimates of this library never say so before the end.
 
 Copies of a particle never separate at steps without noise; (2) holds there too, at a larger variance.
 
-With exact values and their own soft-optimal kernel as ``q``, (1) is 1 at every step. N = 1 samples ``q``.
+With exact values, ``tempering=0`` and their own soft-optimal kernel as ``q``, (1) is 1 at every step. N = 1 samples
+``q``.
 
 Populations are made of rows with equal conditions only; repeat a row of ``cond`` to give it a population. Weights of
 different conditions are not comparable, and log Z is then not given.
@@ -37,20 +39,21 @@ everything stays in logs. References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from difftilt.core.algorithm import Weighted
-from difftilt.core.conditions import as_vectors
+from difftilt.core.conditions import numbers
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, under
 from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
 from difftilt.metrics.log_z import systematic
-from difftilt.samplers.steering import ROWS, Move, check_alpha, log_design_weight, rows_of
+from difftilt.samplers.steering import ROWS, Move, check_alpha, check_designs, log_design_weight, rows_of
 from difftilt.types import Condition, Float, Int, Tensor
 from difftilt.values.plug_in import default_value
 
@@ -69,8 +72,8 @@ class SMC:
     """``"twisted"`` or ``"bootstrap"``."""
     ess_fraction: float = 0.5
     """Resample where ESS < fraction * N, in [0, 1]; 0 never does."""
-    tempering: float = 0.0
-    """Exponent of the twist's schedule, 0 or more; 0 trusts values from the start."""
+    tempering: float = 2.0
+    """Exponent of the twist's schedule, 0 or more; 0 trusts values from the start, as exact ones deserve."""
     proposal: Policy | None = None
     """``q``; the pretrained policy when not given. A guided policy makes this TDS."""
 
@@ -78,9 +81,9 @@ class SMC:
         check_alpha(self.alpha)
         if self.kind not in KINDS:
             raise ConfigError(f"expected kind to be one of {', '.join(KINDS)}; got '{self.kind}'; correct it")
-        if self.particles < 1 or not 0 <= self.ess_fraction <= 1 or self.tempering < 0:
+        if self.particles < 1 or not 0 <= self.ess_fraction <= 1 or not 0 <= self.tempering < math.inf:
             raise ConfigError(
-                "expected particles >= 1, ess_fraction in [0, 1] and tempering >= 0; got "
+                "expected particles >= 1, ess_fraction in [0, 1] and tempering >= 0, finite; got "
                 f"{self.particles}, {self.ess_fraction} and {self.tempering}; correct them"
             )
 
@@ -97,21 +100,23 @@ class SMC:
         paths: bool = False,
     ) -> Weighted:
         """``n`` weighted designs and the log of (2), over all populations of the one condition."""
+        check_designs(n)
         if value is None and self.kind == "twisted":
             value = default_value(policy, reward, rng, alpha=self.alpha, cond=cond)
-        condition = _conditions(cond, n, policy.device)
+        condition = numbers(cond, n, policy.device)
         populations = [
             rows for label in condition.unique() for rows in (condition == label).nonzero()[:, 0].split(self.particles)
         ]
         x_1 = policy.prior(n, rng)
-        states = x_1.new_zeros((policy.steps + 1 if paths else 1, *x_1.shape))
         log_weight = torch.zeros(n, dtype=torch.float64, device=policy.device)
+        histories = []
         for part in _batches(populations):
             rows = torch.cat(part)
             sizes = [len(population) for population in part]
             own = rows_of(cond, rows)
             history, log_weight[rows] = self._run(policy, under(reward, own), x_1[rows], sizes, rng, own, value, paths)
-            states[:, rows] = history[-len(states) :]
+            histories.append(history if paths else history[-1:])
+        states = torch.cat(histories, dim=1)[:, torch.cat(populations).argsort()]
         one_condition = len(condition.unique()) == 1
         log_z = log_mean_exp(log_weight).item() if one_condition else None
         return Weighted(states[-1], log_weight, log_z, states if paths else None)
@@ -166,13 +171,6 @@ def resample(
             log_weight[start : start + size] = log_mean_exp(own)
         start += size
     return parents, log_weight
-
-
-def _conditions(cond: Condition | None, n: int, device: torch.device) -> Int[Tensor, " n"]:
-    """A number for each row, the same where all conditions are."""
-    if not cond:
-        return torch.zeros(n, dtype=torch.long, device=device)
-    return as_vectors(cond).unique(dim=0, return_inverse=True)[1]
 
 
 def _batches(populations: Sequence[Tensor]) -> list[list[Tensor]]:

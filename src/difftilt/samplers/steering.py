@@ -72,6 +72,16 @@ def rows_of(cond: Condition | None, rows: slice | Tensor, repeats: int = 1) -> C
     return cond and {name: value[rows].repeat_interleave(repeats, 0) for name, value in cond.items()}
 
 
+def check_designs(n: int) -> None:
+    """Refuse to draw nothing.
+
+    Raises:
+        ConfigError: ``n < 1``.
+    """
+    if n < 1:
+        raise ConfigError(f"expected n >= 1 designs to draw; got {n}; raise it")
+
+
 def check_alpha(alpha: float) -> None:
     """Refuse a temperature that is not positive.
 

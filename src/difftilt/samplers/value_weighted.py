@@ -27,7 +27,16 @@ from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, under
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.samplers.steering import ROWS, Move, check_alpha, draw, log_design_weight, rows_of, unweighted
+from difftilt.samplers.steering import (
+    ROWS,
+    Move,
+    check_alpha,
+    check_designs,
+    draw,
+    log_design_weight,
+    rows_of,
+    unweighted,
+)
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.plug_in import default_value
 
@@ -67,6 +76,7 @@ class ValueWeighted:
         paths: bool = False,
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
+        check_designs(n)
         if all(policy.process.noiseless(t, s) for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True)):
             raise UnsupportedError(
                 "expected noise in some step, so that candidates differ; got a deterministic chain (eta = 0); "

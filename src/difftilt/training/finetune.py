@@ -143,13 +143,13 @@ def finetune(
 
     Raises:
         StateError: the folder holds a run and ``resume`` is false.
-        UnsupportedError: a KL budget for a method without a temperature.
+        UnsupportedError: a KL budget for a method without a temperature, or one that keeps its first.
     """
     loop = loop or LoopConfig()
     if loop.kl_budget is not None and not getattr(algorithm, "tempered", True):
         raise UnsupportedError(
-            f"expected a method whose alpha a KL budget can move; got {type(algorithm).__name__}, whose loss has none; "
-            "leave out --kl-budget and end the run by its logged kl_nats, or use --algorithm ppo"
+            f"expected a method whose alpha a KL budget can move; got {type(algorithm).__name__}, whose law does not "
+            "follow it; leave out --kl-budget and end the run by its logged kl_nats, or use --algorithm ppo"
         )
     if not policy.process.memoryless:
         warnings.warn(

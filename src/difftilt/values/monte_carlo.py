@@ -21,7 +21,7 @@ from difftilt.core.conditions import repeated
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.estimate import Estimate
-from difftilt.values.plug_in import refuse_gradient, soft_mean
+from difftilt.values.plug_in import check_drawn, refuse_gradient, soft_mean
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,12 @@ class MonteCarlo(Estimate):
     rollouts: int = 16
     """Rollouts of each state, ``n``; also reward calls."""
 
+    def __post_init__(self) -> None:
+        check_drawn(self.rollouts, self.alpha)
+
     @torch.no_grad()
     def at(self, x_t: Tensor, t: Float[Tensor, ""], cond: Condition | None) -> Float[Tensor, " B"]:
-        """Equation (1); ``-inf`` where all rollouts end infeasible."""
+        """Equation (1); (3) of :mod:`~difftilt.values.plug_in` where all rollouts end infeasible."""
         refuse_gradient(self.policy, x_t, "a Monte Carlo")
         grid = self.policy.grid
         distance, start = (grid - t).abs().min(0)

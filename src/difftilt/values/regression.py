@@ -64,6 +64,11 @@ class Regression:
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise ConfigError(f"expected alpha > 0 (reward units per nat); got {self.alpha}; correct it")
+        if min(self.paths, self.updates, self.batch) < 1:
+            raise ConfigError(
+                "expected paths, updates and batch of at least 1; got "
+                f"{self.paths}, {self.updates} and {self.batch}; raise them"
+            )
         if self.target not in TARGETS:
             raise ConfigError(f"expected target to be one of {', '.join(TARGETS)}; got '{self.target}'; correct it")
 

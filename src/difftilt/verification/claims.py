@@ -90,7 +90,7 @@ STEERED: dict[str, dict[str, Any]] = {
     "value_weighted": {"candidates": CANDIDATES},
     "value_weighted:argmax": {"candidates": CANDIDATES, "choice": "argmax"},
     "value_weighted:default": {"candidates": 16},
-    "smc": {"particles": 500},
+    "smc": {"particles": 500, "tempering": 0.0},
     "smc:default": {"particles": 500},
     "smc:bootstrap": {"particles": 500, "kind": "bootstrap"},
     "refine": {"moves": 400},

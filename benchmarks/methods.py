@@ -326,12 +326,18 @@ def plot(out: Path) -> None:
         spots = []
         for method, mine in rows(out, task).items():
             kl, judge = median(mine, "kl_nats"), median(mine, "judge")
-            if kl is None or judge is None or method == "best_of_n":
+            bound = bool(mine) and mine[0].get("kl_sense") == "at least"
+            if kl is None or judge is None or method == "best_of_n" or (bound and kl == 0):
                 continue
-            spots.append((kl, judge, method))
-            axes.plot(kl, judge, "o" if method in TRAINED else "D", color="C0" if method in TRAINED else "C1", ms=5)
-        for kl, judge, method in sorted(spots, key=lambda spot: spot[1]):
-            axes.annotate(method, (kl, judge), (6, 2), textcoords="offset points", fontsize=7)
+            spots.append((judge, kl, f"{method} (KL at least)" if bound else method))
+            colour = "C0" if method in TRAINED else "C1"
+            axes.plot(kl, judge, "o" if method in TRAINED else "D", color=colour, ms=5, mfc="none" if bound else colour)
+        low, high = axes.get_ylim()
+        below = 2.0  # names in a column at the right, in order, a line to each
+        for judge, kl, name in sorted(spots, reverse=True):
+            below = min(below - 0.045, (judge - low) / (high - low))
+            axes.annotate(name, (kl, judge), (1.03, below), textcoords="axes fraction", fontsize=7, va="center",
+                          arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6})  # fmt: skip
         axes.plot([], [], "o", color="C0", label="tuned")
         axes.plot([], [], "D", color="C1", label="steered")
         axes.set_xlabel("KL to the pretrained model, nats")

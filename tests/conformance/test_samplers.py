@@ -462,7 +462,7 @@ def test_undefined_settings_say_why() -> None:
     own = policy("tokens")
     with pytest.raises(UnsupportedError, match="log_density for mala"):
         MCMC(kernel="mala")
-    with pytest.raises(UnsupportedError, match="masked or Gaussian process; got Other"):
+    with pytest.raises(UnsupportedError, match="process of this library; got Other"):
         GuidedPolicy(Policy(nn.Identity(), Other(), own.codec, (STEPS,)), Sum(own.process), alpha=1.0)
     with pytest.raises(UnsupportedError, match="estimates x_0 from one prediction; got Other"):
         Other().denoised(torch.zeros(1), torch.zeros(1), torch.zeros(()))

@@ -163,7 +163,7 @@ def test_the_config_fed_back_gives_the_same_designs_and_flags_win(difftilt, stee
     assert designs("a") != designs("c")
     assert difftilt("steer", "--config", "a/config.toml", "--run", "d", "--sampler", "refine", "--moves", "1").code == 0
     other = tomllib.loads(Path("d/config.toml").read_text())
-    assert other["sampler"] == {"alpha": 2.0, "moves": 1}
+    assert other["sampler"] == {"alpha": 2.0, "moves": 1, "restart": "stored"}
     assert difftilt("steer", "--config", "a/config.toml", "--run", "e", "--sampler", "best-of-n").code == 0
     assert tomllib.loads(Path("e/config.toml").read_text())["sampler"] == {"candidates": 16}
 

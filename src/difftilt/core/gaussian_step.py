@@ -14,6 +14,8 @@ import math
 
 import torch
 
+from difftilt.core.noise import Schedule
+from difftilt.core.process import Process
 from difftilt.core.transition import Transition
 from difftilt.errors import NoDensityError, ShapeError
 from difftilt.types import Float, Tensor
@@ -90,6 +92,59 @@ class GaussianStep(Transition):
     @property
     def _size(self) -> int:
         return self.mean[0].numel()
+
+
+class GaussianSteps(Process):
+    r"""A process that noises by :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`, with Gaussian steps."""
+
+    schedule: Schedule
+    """Noise scales."""
+    prediction: str
+    """What the network predicts."""
+    sigma_min: float
+    """Floor under the std of every step, in units of the state."""
+    prior_std: float
+    """Std of :math:`x_1`."""
+    full_noise: bool
+    """Whether steps have the noise of the posterior of the noising law, or more: then means move by ``std^2`` times a
+    change of score."""
+
+    def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Draw from ``N(0, prior_std^2 I)``."""
+        return self.prior_std * torch.randn(shape, generator=rng, device=rng.device)
+
+    def corrupt(self, x_0: Float[Tensor, "B *event"], t: Tensor, rng: torch.Generator) -> Float[Tensor, "B *event"]:
+        r""":math:`\alpha_t x_0 + \sigma_t \epsilon`."""
+        alpha, sigma = (per_row(scale, x_0) for scale in self.schedule.scales(t))
+        return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, device=x_0.device, dtype=x_0.dtype)
+
+    def noiseless(self, t: Tensor, s: Tensor) -> bool:
+        """Whether the step has std 0, as deterministic steps and the last one have with ``sigma_min = 0``."""
+        anywhere = torch.zeros(1, 1, device=t.device)
+        step = self.transition(anywhere, anywhere, t, s)
+        assert isinstance(step, GaussianStep)
+        return not step.has_density
+
+    def _linear_step(
+        self,
+        x_t: Float[Tensor, "B *event"],
+        prediction: Float[Tensor, "B *event"],
+        state: Tensor,
+        network: Tensor,
+        std: Tensor,
+    ) -> GaussianStep:
+        """The mean ``state * x_t + network * prediction``, in at least float32, and ``std`` over its floor."""
+        dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
+        x_t, prediction = x_t.to(dtype), prediction.to(dtype)
+        mean = per_row(state, x_t) * x_t + per_row(network, x_t) * prediction
+        return GaussianStep(mean, std.clamp(min=self.sigma_min))
+
+    def _noise_in(
+        self, x_0: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
+    ) -> Float[Tensor, "B *event"]:
+        r""":math:`\epsilon`, recovered from ``x_t``; 0 where there is none, at ``t = 0``."""
+        alpha, sigma = (per_row(scale, x_0) for scale in self.schedule.scales(t))
+        return (x_t - alpha * x_0) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
 
 
 def per_row(scale: Tensor, x: Tensor) -> Tensor:

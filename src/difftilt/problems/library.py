@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.codec import Codec, TokenCodec
+from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.noise import VP, Cosine
 from difftilt.core.reward import Reward
 from difftilt.core.schedule import uniform_grid
@@ -120,7 +121,7 @@ def _float64(*values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def linear_gaussian(process: Gaussian | Flow, steps: int, *, alpha: float) -> AffineProblem:
+def linear_gaussian(process: GaussianSteps, steps: int, *, alpha: float) -> AffineProblem:
     """Correlated Gaussian data in the plane, a reward with a centre and a slope, the tilt about one nat."""
     data = LinearGaussian(_float64(1.0, -0.5), _float64([1.0, 0.4], [0.4, 0.7]), process, uniform_grid(steps))
     reward = Quadratic.reward(_float64([0.5, 0.1], [0.1, 0.3]), _float64(2.0, 1.0), _float64(0.3, -0.2))

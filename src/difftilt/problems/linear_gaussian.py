@@ -31,13 +31,11 @@ import torch
 from torch import nn
 
 from difftilt.core.codec import VectorCodec
-from difftilt.core.gaussian_step import GaussianStep
+from difftilt.core.gaussian_step import GaussianStep, GaussianSteps
 from difftilt.core.policy import Policy
 from difftilt.core.registry import register
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.exact_value import FunctionValue
-from difftilt.processes.flow import Flow
-from difftilt.processes.gaussian import Gaussian
 from difftilt.types import Condition, Float, Tensor
 
 Matrix = Float[Tensor, "d d"]
@@ -133,7 +131,7 @@ class Chain:
         Raises:
             UnsupportedError: the policy is not over vectors, or a step is not affine Gaussian.
         """
-        if not isinstance(policy.process, Gaussian | Flow) or len(policy.event_shape) != 1:
+        if not isinstance(policy.process, GaussianSteps) or len(policy.event_shape) != 1:
             raise UnsupportedError(
                 f"expected a Gaussian or flow process over vectors; got {type(policy.process).__name__} over "
                 f"{policy.event_shape}; use problems.enumerated for tokens"
@@ -263,7 +261,7 @@ class LinearGaussian:
     """``m``."""
     covariance: Matrix
     """``S``."""
-    process: Gaussian | Flow
+    process: GaussianSteps
     """The mathematics of a step."""
     grid: Float[Tensor, " K1"]
     """Times of the chain, from 1 to 0."""

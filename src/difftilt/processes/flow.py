@@ -40,11 +40,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
-from difftilt.core.gaussian_step import GaussianStep, per_row
+from difftilt.core.gaussian_step import GaussianStep, GaussianSteps, per_row
 from difftilt.core.noise import Linear
-from difftilt.core.process import Process
 from difftilt.core.registry import register
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Tensor
@@ -53,7 +50,7 @@ MEMORYLESS = math.sqrt(2)
 
 
 @register("process", "flow")
-class Flow(Process):
+class Flow(GaussianSteps):
     r"""The straight path with a velocity network.
 
     Args:
@@ -73,38 +70,21 @@ class Flow(Process):
         self.level, self.sigma_min, self.schedule = level, sigma_min, Linear()
         self.memoryless = self.full_noise = level >= MEMORYLESS
 
-    def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """Standard normal."""
-        return torch.randn(shape, generator=rng, device=rng.device)
-
-    def corrupt(self, x_0: Float[Tensor, "B *event"], t: Tensor, rng: torch.Generator) -> Float[Tensor, "B *event"]:
-        r""":math:`(1 - t) x_0 + t \epsilon`."""
-        noise = torch.randn(x_0.shape, generator=rng, device=x_0.device, dtype=x_0.dtype)
-        return per_row(1 - t, x_0) * x_0 + per_row(t, x_0) * noise
-
     def transition(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor, s: Tensor
     ) -> GaussianStep:
         """The kernel (3), its mean in at least float32. Gradient flows to ``prediction`` and ``x_t``."""
         t, s = t.double(), s.double()
-        dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
-        x_t, velocity = x_t.to(dtype), prediction.to(dtype)
         kept = ((1 - t) * s / ((1 - s) * t)) ** (self.level**2 / 2)  # of the noise, kappa to the a^2 / 4
         std, direction = s * (1 - kept.square()).sqrt(), s * kept
         state, network = 1 - s + direction, direction * (1 - t) - (1 - s) * t
-        mean = per_row(state, x_t) * x_t + per_row(network, x_t) * velocity
-        return GaussianStep(mean, std.clamp(min=self.sigma_min))
+        return self._linear_step(x_t, prediction, state, network, std)
 
     def denoised(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
     ) -> Float[Tensor, "B *event"]:
         r""":math:`\hat x_0` of (1)."""
         return x_t - per_row(t, x_t) * prediction
-
-    def noiseless(self, t: Tensor, s: Tensor) -> bool:
-        """Whether the step has std 0: the ODE, or the last step, both with ``sigma_min = 0``."""
-        anywhere = torch.zeros(1, 1, device=t.device)
-        return not self.transition(anywhere, anywhere, t, s).has_density
 
     def denoising_loss(
         self,
@@ -117,8 +97,7 @@ class Flow(Process):
 
         The noise is recovered from ``x_t``; it is taken as 0 where there is none, at ``t = 0``.
         """
-        noise = (x_t - per_row(1 - t, x_0) * x_0) / per_row(t, x_0).clamp(min=torch.finfo(x_0.dtype).tiny)
-        return (prediction - (noise - x_0)).square().flatten(1).mean(-1)
+        return (prediction - (self._noise_in(x_0, x_t, t) - x_0)).square().flatten(1).mean(-1)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -34,9 +34,8 @@ from typing import Any, cast
 
 import torch
 
-from difftilt.core.gaussian_step import GaussianStep, per_row
+from difftilt.core.gaussian_step import GaussianStep, GaussianSteps, per_row
 from difftilt.core.noise import Schedule
-from difftilt.core.process import Process
 from difftilt.core.registry import construct, describe, register
 from difftilt.errors import ConfigError, UnsupportedError, nearest
 from difftilt.types import Float, Tensor
@@ -46,7 +45,7 @@ PREDICTIONS = ("epsilon", "x_0", "v")
 
 
 @register("process", "gaussian")
-class Gaussian(Process):
+class Gaussian(GaussianSteps):
     r"""VP or VE diffusion with DDPM or DDIM steps.
 
     ``memoryless`` is true where steps carry full noise (DDPM, or DDIM with ``eta = 1``) and
@@ -103,17 +102,7 @@ class Gaussian(Process):
             )
         self.prior_std = sigma if prior_std is None else prior_std
         self.full_noise = eta == 1
-        """Whether steps are posteriors of the noising law, in which means move by ``std^2`` times a change of score."""
         self.memoryless = eta == 1 and alpha**2 <= 0.01 * sigma**2
-
-    def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """Draw from ``N(0, prior_std^2 I)``."""
-        return self.prior_std * torch.randn(shape, generator=rng, device=rng.device)
-
-    def corrupt(self, x_0: Float[Tensor, "B *event"], t: Tensor, rng: torch.Generator) -> Float[Tensor, "B *event"]:
-        r""":math:`\alpha_t x_0 + \sigma_t \epsilon`."""
-        alpha, sigma = (per_row(scale, x_0) for scale in self.schedule.scales(t))
-        return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, device=x_0.device, dtype=x_0.dtype)
 
     def transition(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor, s: Tensor
@@ -128,11 +117,8 @@ class Gaussian(Process):
         else:
             std = self.eta * sigma * (1 - kappa).sqrt()
         (a, b), (c, d) = self._solve(alpha_t, sigma_t)
-        dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
-        x_t, prediction = x_t.to(dtype), prediction.to(dtype)
         state, network = alpha * a + direction * c, alpha * b + direction * d
-        mean = per_row(state, x_t) * x_t + per_row(network, x_t) * prediction
-        return GaussianStep(mean, std.clamp(min=self.sigma_min))
+        return self._linear_step(x_t, prediction, state, network, std)
 
     def denoised(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
@@ -140,11 +126,6 @@ class Gaussian(Process):
         r""":math:`\hat x_0`."""
         (state, network), _ = self._solve(*self.schedule.scales(t))
         return per_row(state, x_t) * x_t + per_row(network, prediction) * prediction
-
-    def noiseless(self, t: Tensor, s: Tensor) -> bool:
-        """Whether the step has std 0: DDIM with ``eta = 0``, or the last step, both with ``sigma_min = 0``."""
-        anywhere = torch.zeros(1, 1, device=t.device)
-        return not self.transition(anywhere, anywhere, t, s).has_density
 
     def _solve(self, alpha: Tensor, sigma: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         r"""Coefficients of ``(x_t, prediction)`` in :math:`\hat x_0` and in :math:`\hat\epsilon`."""
@@ -167,7 +148,7 @@ class Gaussian(Process):
         The noise is recovered from ``x_t``; it is taken as 0 where there is none, at ``t = 0``.
         """
         alpha, sigma = (per_row(scale, x_0) for scale in self.schedule.scales(t))
-        noise = (x_t - alpha * x_0) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
+        noise = self._noise_in(x_0, x_t, t)
         target = {"epsilon": noise, "x_0": x_0, "v": alpha * noise - sigma * x_0}[self.prediction]
         return (prediction - target).square().flatten(1).mean(-1)
 

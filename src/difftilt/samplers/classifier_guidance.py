@@ -43,15 +43,13 @@ import torch
 import torch.nn.functional as F
 
 from difftilt.core.algorithm import Weighted
-from difftilt.core.gaussian_step import GaussianStep, per_row
+from difftilt.core.gaussian_step import GaussianStep, GaussianSteps, per_row
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.transition import Transition
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.processes.flow import Flow
-from difftilt.processes.gaussian import Gaussian
 from difftilt.processes.masked import Masked, MaskedStep
 from difftilt.processes.simplex import Simplex, SimplexStep
 from difftilt.processes.uniform import Uniform, UniformStep
@@ -111,7 +109,7 @@ class GuidedPolicy(Policy):
     """
 
     def __init__(self, policy: Policy, value: Value, *, alpha: float, tokens: str = "first_order") -> None:
-        if not isinstance(policy.process, Masked | Uniform | Gaussian | Flow | Simplex):
+        if not isinstance(policy.process, Masked | Uniform | Simplex | GaussianSteps):
             raise UnsupportedError(
                 f"expected a process of this library; got {type(policy.process).__name__}, whose steps have no known "
                 "guided form; use smc or value_weighted"
@@ -130,7 +128,7 @@ class GuidedPolicy(Policy):
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> Transition:
         """The guided law of :math:`x_s`."""
-        if isinstance(self.process, Gaussian | Flow) and not self.process.full_noise:
+        if isinstance(self.process, GaussianSteps) and not self.process.full_noise:
             return self._tilted_score(self.process, x_t, t, s, cond)
         law = super().step(x_t, t, s, cond)
         if isinstance(law, GaussianStep | SimplexStep):
@@ -151,7 +149,7 @@ class GuidedPolicy(Policy):
         return MaskedStep(law.logits + tilt.to(law.logits.dtype), x_t, law.keep, law.reveal)
 
     def _tilted_score(
-        self, process: Gaussian | Flow, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None
+        self, process: GaussianSteps, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Transition:
         """Equation (2), as a change of the prediction, in which the estimate of ``x_0`` is linear.
 

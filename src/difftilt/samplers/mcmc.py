@@ -31,13 +31,12 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.trajectory import sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.processes.flow import Flow
-from difftilt.processes.gaussian import Gaussian
 from difftilt.samplers.steering import check_alpha, check_designs, unweighted
 from difftilt.types import Condition, Float, Tensor
 
@@ -95,7 +94,7 @@ class MCMC:
             ConfigError: chains ran away to infinity.
         """
         check_designs(n)
-        if not isinstance(policy.process, Gaussian | Flow):
+        if not isinstance(policy.process, GaussianSteps):
             raise UnsupportedError(
                 f"expected a process with a score, over continuous states; got {type(policy.process).__name__}; use "
                 "refine, the Markov chain for any process"
@@ -151,7 +150,7 @@ class MCMC:
     @torch.no_grad()
     def _score(self, policy: Policy, x: Tensor, cond: Condition | None) -> Tensor:
         """Equation (3)."""
-        assert isinstance(policy.process, Gaussian | Flow)
+        assert isinstance(policy.process, GaussianSteps)
         t = policy.grid[-2] if self.time is None else policy.grid.new_tensor(self.time)
         times = t.expand(len(x))
         alpha_t, sigma_t = policy.process.schedule.scales(t)

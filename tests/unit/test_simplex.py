@@ -26,6 +26,10 @@ def time(t: float) -> torch.Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
+def weighted_score(logits: torch.Tensor, u: torch.Tensor, t: float) -> torch.Tensor:
+    return PROCESS._weighted_score(logits, PROCESS._scores(u, time(t).reshape(-1, 1, 1)))
+
+
 def log_forward(u: torch.Tensor, t: float) -> torch.Tensor:
     """Log q(u | letter) of one position, [B, V], from the mixtures themselves."""
     total = torch.zeros(len(u), V, dtype=torch.float64)
@@ -63,7 +67,7 @@ def test_the_score_is_the_derivative_of_the_mixture_over_letters(rng):
             [torch.autograd.grad(terms[:, c].sum(), inside, retain_graph=True)[0] for c in range(V)]
         )  # [V, B, i]
         wanted = (logits.softmax(-1).T[..., None] * slopes).sum(0) * u * (1 - u)
-        found = PROCESS._weighted_score(logits[:, None], u[:, None], time(t).reshape(-1, 1, 1))[:, 0]
+        found = weighted_score(logits[:, None], u[:, None], t)[:, 0]
         torch.testing.assert_close(found, wanted, rtol=2e-3, atol=5e-3)
 
 
@@ -74,7 +78,7 @@ def test_the_step_is_the_reversed_diffusion(rng):
     law, step = PROCESS.transition(logits, u, time(0.5), time(0.4)), 4 * (0.25 - 0.16)
     b, speed = PROCESS.b, PROCESS.speed
     forward, square = speed / 2 * (1 - u - b * u), speed * u * (1 - u)
-    pull = speed * PROCESS._weighted_score(logits, u, time(0.5).reshape(-1, 1, 1))
+    pull = speed * weighted_score(logits, u, 0.5)
     torch.testing.assert_close((law.mean - u) / step, -forward + speed * (1 - 2 * u) + pull)
     torch.testing.assert_close(law.std**2 / step, square)
 
@@ -112,7 +116,7 @@ def test_kl_is_half_speed_times_the_squared_score_difference(rng):
     one, other = (torch.randn(8, 2, V, generator=rng).double() for _ in range(2))
     step = 4 * (0.25 - 0.16)
     laws = [PROCESS.transition(logits, u, time(0.5), time(0.4)) for logits in (one, other)]
-    score = [PROCESS._weighted_score(x, u, time(0.5).reshape(-1, 1, 1)) / (u * (1 - u)) for x in (one, other)]
+    score = [weighted_score(x, u, 0.5) / (u * (1 - u)) for x in (one, other)]
     wanted = 0.5 * PROCESS.speed * u * (1 - u) * (score[0] - score[1]) ** 2 * step
     torch.testing.assert_close(laws[0].kl(laws[1]), wanted.sum((1, 2)))
 

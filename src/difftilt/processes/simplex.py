@@ -131,7 +131,7 @@ class Simplex(Process):
         t, s = (time.double().reshape(-1, 1, 1) for time in (t, s))
         step = (self.horizon * (t.square() - s.square())).to(prediction.dtype)
         u, b, speed = self._inside(x_t), self.b.to(x_t), self.speed.to(x_t)
-        pull = self._weighted_score(prediction, u, t)
+        pull = self._weighted_score(prediction, self._scores(u, t))
         drift = speed * (pull + 1 - 2 * u - 0.5 * (1 - u - b * u))
         return SimplexStep(x_t + step * drift, (speed * u * (1 - u) * step).sqrt())
 
@@ -139,14 +139,14 @@ class Simplex(Process):
         return x_t.clamp(self.edge, 1 - self.edge)
 
     def _weighted_score(
-        self, prediction: Float[Tensor, "B L V"], u: Float[Tensor, "B L V1"], t: Tensor
+        self, prediction: Float[Tensor, "B L V"], scores: tuple[Tensor, Tensor, Tensor]
     ) -> Float[Tensor, "B L V1"]:
-        """:math:`u (1 - u) S` of (3)."""
+        """:math:`u (1 - u) S` of (3), from :meth:`_scores`."""
         law = prediction.softmax(-1)
         here = law[..., :-1]
         after = (law.sum(-1, keepdim=True) - law.cumsum(-1))[..., :-1]  # the letter is further on: the stick is 0
         before = 1 - here - after
-        zero, one, free = self._scores(u, t)
+        zero, one, free = scores
         return after * zero + here * one + before * free
 
     def _scores(self, u: Float[Tensor, "B L V1"], t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +168,8 @@ class Simplex(Process):
         u = self._inside(x_t.double())
         time = t.double().reshape(-1, 1, 1)
         own = F.one_hot(_letters(x_0), self.vocabulary).double().log()
-        error = self._weighted_score(prediction.double(), u, time) - self._weighted_score(own, u, time)
+        scores = self._scores(u, time)
+        error = self._weighted_score(prediction.double(), scores) - self._weighted_score(own, scores)
         rate = 2 * self.horizon * time
         return (0.5 * rate * self.speed.to(u) * error.square() / (u * (1 - u))).sum((1, 2))
 
@@ -276,11 +277,12 @@ class Tables:
 
     def mean_lines(self, u: Float[Tensor, "B L V1"], index: Int[Tensor, " T"]) -> tuple[Tensor, Tensor]:
         """:math:`M_0` and :math:`M_1` at sticks ``u``, linear between points. Gradient flows to ``u``."""
-        lines, times = self.lines.to(u), self.times.to(u)[index][:, None]
+        index = index.to(self.lines.device)
+        lines, times = self.lines[index].to(u), self.times[index].to(u)[:, None]
         place = u.sqrt().clamp(max=1.0).asin() * ((POINTS - 1) / (math.pi / 2))
         left = place.detach().floor().long().clamp(max=POINTS - 2)
         share, stick = place - left, torch.arange(u.shape[-1], device=u.device)
-        row = index.view(-1, 1, 1)
+        row = torch.arange(len(index), device=u.device).view(-1, 1, 1)
         low, high = lines[row, stick, :, left], lines[row, stick, :, left + 1]
         both = (low + share[..., None] * (high - low)) / times[..., None]
         return both[..., 0], both[..., 1]

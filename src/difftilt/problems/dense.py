@@ -29,7 +29,7 @@ from difftilt.core.registry import register
 from difftilt.core.reward import Reward, score
 from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.problems.exact_value import TableValue, step_of
+from difftilt.problems.exact_value import TableValue, corner_weights, step_of
 from difftilt.problems.problem import Histogram
 from difftilt.problems.tilted import kl_divergence
 from difftilt.processes.uniform import Uniform, UniformStep
@@ -83,9 +83,7 @@ class TimedTable(nn.Module):
         step = step_of(t.new_tensor(self.grid[:-1], dtype=torch.float64), t, len(x_t))
         if x_t.ndim == 2:
             return self.logits[step, x_t @ self.strides]
-        weight = x_t.new_ones(len(x_t), 1, dtype=torch.float64)
-        for position in x_t[..., : self.vocabulary].double().unbind(1):
-            weight = (weight[:, :, None] * position[:, None, :]).flatten(1)
+        weight = corner_weights(x_t[..., : self.vocabulary].double())
         return torch.einsum("bn,bnlv->blv", weight, self.logits[step])
 
     def config(self) -> dict[str, Any]:

@@ -41,9 +41,7 @@ class TableValue:
             base = self.letters + 1
             strides = base ** torch.arange(len(self.free) - 1, -1, -1, device=x_t.device)
             return self.table[step, x_t[:, self.free] @ strides]
-        weight = x_t.new_ones(len(x_t), 1, dtype=torch.float64)
-        for position in x_t[:, self.free].double().unbind(1):
-            weight = (weight[:, :, None] * position[:, None, :]).flatten(1)
+        weight = corner_weights(x_t[:, self.free].double())
         return (weight * self.table.nan_to_num(nan=0.0, neginf=FLOOR)[step]).sum(-1)
 
 
@@ -61,6 +59,17 @@ class FunctionValue:
         step = step_of(self.grid, t, len(x_t))
         every = torch.stack([self.functions[k](x_t).double() for k in step.unique()])
         return every.gather(0, torch.unique(step, return_inverse=True)[1][None])[0]
+
+
+def corner_weights(x: Float[Tensor, "B L S"]) -> Float[Tensor, "B SL"]:
+    r"""Weights :math:`\prod_i x^i_{s_i}` of all sequences of symbols in the multilinear extension.
+
+    The last symbol runs fastest. Gradient flows.
+    """
+    weight = x.new_ones(len(x), 1)
+    for position in x.unbind(1):
+        weight = (weight[:, :, None] * position[:, None, :]).flatten(1)
+    return weight
 
 
 def step_of(grid: Float[Tensor, " K1"], t: Tensor, rows: int) -> Tensor:

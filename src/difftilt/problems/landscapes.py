@@ -18,6 +18,7 @@ from torch import nn
 from difftilt.core.codec import Codec, TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.core.registry import register
+from difftilt.problems.exact_value import corner_weights
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.processes.masked import Masked
 from difftilt.rng import seeded_initialisation
@@ -66,10 +67,7 @@ class TabularDenoiser(nn.Module):
         """Rows of the table; ``x_t`` is ``[B, L]`` tokens or ``[B, L, V + 1]`` relaxed tokens."""
         if x_t.ndim == 2:
             return self.logits[x_t @ self.strides]
-        weight = x_t[:, 0]
-        for position in x_t[:, 1:].unbind(1):
-            weight = (weight[:, :, None] * position[:, None, :]).flatten(1)
-        return (weight @ self.logits.flatten(1)).view(-1, self.length, self.vocabulary)
+        return (corner_weights(x_t) @ self.logits.flatten(1)).view(-1, self.length, self.vocabulary)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

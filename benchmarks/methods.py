@@ -290,7 +290,9 @@ def table(out: Path) -> str:
             *(f"`{method}`: {mine[0]['undefined']}  " for method, mine in found.items() if method not in done),
         ]
         lines += [
-            f"`{name}`: the same as `{other}`, whose loss it has times a constant." for name, other in SAME.items()
+            f"`{name}`: the same as `{other}`, whose loss it has times a constant."
+            for name, other in SAME.items()
+            if other in found
         ]
     return "\n".join(lines).strip()
 

@@ -127,8 +127,7 @@ class BaselineSettings(FeasibilitySettings):
         advantage = (advantage + (others - baseline).nan_to_num(nan=0.0)).expand(path.steps, -1)
         if self.baseline != "group":
             advantage = self._alone(advantage, baseline, returns, data)
-        push = grouped_advantage(torch.zeros_like(returns), feasible, data.condition, feasibility_weight=weight)
-        return self._scaled(state, advantage, push, data) / state.alpha
+        return self._scaled(state, advantage, weight, data) / state.alpha
 
     def _alone(
         self, advantage: Float[Tensor, "K B"], baseline: Tensor, returns: Float[Tensor, " B"], data: ScoredPaths
@@ -164,11 +163,13 @@ class BaselineSettings(FeasibilitySettings):
         return before.view(path.steps, path.batch)
 
     def _scaled(
-        self, state: BaselineState, advantage: Float[Tensor, "K B"], push: Float[Tensor, " B"], data: ScoredPaths
+        self, state: BaselineState, advantage: Float[Tensor, "K B"], weight: float, data: ScoredPaths
     ) -> Float[Tensor, "K B"]:
         if self.scale == "none":
             return advantage
         group = torch.zeros_like(data.condition) if self.scale == "batch" else data.condition
+        alike = torch.zeros_like(data.scores.value)
+        push = grouped_advantage(alike, data.scores.feasible, data.condition, feasibility_weight=weight)
         scaled = push.repeat(len(advantage), 1)
         for label in group.unique():
             rows = group == label

@@ -32,6 +32,7 @@ from difftilt.domains import dna, rna
 from difftilt.domains.task import Task, TaskData, split_task
 from difftilt.errors import ConfigError, DataError, nearest
 from difftilt.metrics import sequences
+from difftilt.networks.external import external_policy, kind_of, load_external
 from difftilt.processes.masked import Masked
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rewards.function import load_function
@@ -138,19 +139,37 @@ def model_folder(entry: Task, part: str, models: Path | None = None) -> Path | N
     return folder if (folder / CONFIG).is_file() else None
 
 
-def load_policy(name: str) -> Policy:
-    """A task's shipped model, a model folder, or a Hub repository.
+def load_policy(model: Any, **settings: Any) -> Policy:
+    """A pretrained policy, of whatever holds one.
+
+    Args:
+        model: a task with a shipped model; a model folder or Hub repository of ours; a pipeline, model or masked
+            language model of diffusers or transformers, as an object, a local folder or a Hub repository; or any
+            module ``(x_t, t, cond) -> prediction``.
+        settings: for other libraries' models and one's own; docs/models.md has them all.
 
     Raises:
-        ConfigError: a task whose model is not shipped, or an unknown name.
+        ConfigError: a task whose model is not shipped, an unknown name, or a setting that the model does not have.
         StateError: a folder that is not a model, or a truncated file.
+        UnsupportedError: a pipeline, model or scheduler that is not supported; those that are, are named.
     """
-    if name in TASKS or name in {entry.data_set for entry in TASKS.values()}:
-        return load_task_policy(task(name))
-    if not Path(name).exists() and name.count("/") != 1:
+    if not isinstance(model, str | Path):
+        return external_policy(model, settings)
+    name = str(model)
+    named = name in TASKS or name in {entry.data_set for entry in TASKS.values()}
+    if not named and not Path(name).exists() and name.count("/") != 1:
         raise nearest(name, TASKS, what="task, model folder or Hub repository")
     folder = Path(name) / "denoiser"
-    return Policy.from_pretrained(str(folder if (folder / CONFIG).is_file() else name))
+    ours = named or (folder / CONFIG).is_file()
+    kind = None if ours else kind_of(name)
+    if kind is not None:
+        return load_external(name, kind, settings)
+    if settings:
+        raise ConfigError(
+            f"expected no settings with '{name}', whose folder says all; got {', '.join(settings)}; use "
+            "policy.with_steps and policy.holding"
+        )
+    return load_task_policy(task(name)) if named else Policy.from_pretrained(str(folder if ours else name))
 
 
 def load_task_policy(entry: Task, models: Path | None = None) -> Policy:

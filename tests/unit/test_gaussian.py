@@ -299,6 +299,7 @@ def test_a_described_process_is_rebuilt_through_json(schedule, rng):
         ({"kernel": "ddim", "eta": 1.5}, r"eta in \[0, 1\]"),
         ({"eta": 0.5}, "use the other kernel"),
         ({"kernel": "ddim", "variance": "fixed_large"}, "use the other kernel"),
+        ({"clip": 0.0}, "expected clip above 0"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):
@@ -309,7 +310,7 @@ def test_wrong_settings_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({"clip_sample": True}, UnsupportedError, "clip_sample"),
+        ({"thresholding": True}, UnsupportedError, "thresholding"),
         ({"variance_type": "learned_range"}, UnsupportedError, "got 'learned_range'"),
         ({"prediction_type": "v"}, ConfigError, "prediction_type"),
         ({"timestep_spacing": "leeding"}, ConfigError, "did you mean 'leading'"),

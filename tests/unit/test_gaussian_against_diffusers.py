@@ -34,7 +34,7 @@ class Stride:
 
 
 def scheduler_of(kind: str, steps: int, **config):
-    scheduler = getattr(diffusers, kind)(clip_sample=False, **config)
+    scheduler = getattr(diffusers, kind)(**{"clip_sample": False, **config})
     scheduler.set_timesteps(steps)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     if kind == "DDIMScheduler":
@@ -158,3 +158,21 @@ def test_a_saved_scheduler_process_is_the_same_process():
     again = Gaussian(**process.config())
     for before, after in zip(process.schedule.scales(grid), again.schedule.scales(grid), strict=True):
         assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.3])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("kind", "eta"), [("DDPMScheduler", 1.0), ("DDIMScheduler", 0.0), ("DDIMScheduler", 0.5)])
+def test_clipped_steps_equal_diffusers(kind, eta, prediction, bound, rng):
+    """The cut acts in every one of these steps; DDPM's noise estimate follows it, DDIM's does not."""
+    steps, more = 20, {"eta": eta} if kind == "DDIMScheduler" else {}
+    scheduler = scheduler_of(kind, steps, clip_sample=True, clip_sample_range=bound, prediction_type=prediction)
+    process, grid = from_diffusers(scheduler.config, steps, kernel=kind[:4].lower(), eta=eta)
+    plain, _ = from_diffusers({**scheduler.config, "clip_sample": False}, steps, kernel=kind[:4].lower(), eta=eta)
+    for k, timestep in enumerate(scheduler.timesteps.tolist()):
+        x, output, _ = inputs(rng)
+        mine, theirs = (torch.Generator().manual_seed(k) for _ in range(2))
+        law = process.transition(output, x, grid[k], grid[k + 1])
+        assert close(law.sample(mine), scheduler.step(output, timestep, x, generator=theirs, **more).prev_sample), k
+        assert not close(law.mean, plain.transition(output, x, grid[k], grid[k + 1]).mean)
+        assert process.denoised(output, x, grid[k]).abs().max() <= bound

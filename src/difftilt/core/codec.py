@@ -159,3 +159,46 @@ class VectorCodec:
     def config(self) -> dict[str, Any]:
         """No arguments."""
         return {}
+
+
+@register("codec", "image")
+class ImageCodec:
+    """Pixels ``[B, C, H, W]`` in [-1, 1] as numpy arrays ``[H, W, C]`` of 8 bits, ``[H, W]`` for one channel.
+
+    ``PIL.Image.fromarray(design)`` is the picture.
+    """
+
+    def decode(self, x_0: Float[Tensor, "B C H W"]) -> list[np.ndarray]:
+        """Pixels rounded to 8 bits."""
+        pixels = (self._levels(x_0.detach())).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+        return list(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+    def encode(self, designs: Sequence[np.ndarray]) -> Float[Tensor, "B C H W"]:
+        """Pixels of images of one size.
+
+        Raises:
+            DataError: another size or type than the first's, or not 8 bits.
+        """
+        arrays = [np.asarray(design) for design in designs]
+        for number, array in enumerate(arrays, start=1):
+            if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape != arrays[0].shape:
+                raise DataError(
+                    f"expected images of 8 bits and one size; got {array.dtype} {array.shape} in design {number}; "
+                    "convert it"
+                )
+        stacked = torch.from_numpy(np.stack(arrays))
+        pixels = stacked[:, None] if stacked.ndim == 3 else stacked.movedim(-1, 1)
+        return pixels.float() / 127.5 - 1
+
+    def readable(self, x_0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Pixels in [0, 1], straight-through where they are rounded: the gradient is that of the pixels."""
+        levels = self._levels(x_0)
+        return (levels + (levels.round() - levels).detach()) / 255
+
+    @staticmethod
+    def _levels(x_0: Tensor) -> Tensor:
+        return (x_0 / 2 + 0.5).clamp(0, 1) * 255
+
+    def config(self) -> dict[str, Any]:
+        """No arguments."""
+        return {}

@@ -108,7 +108,7 @@ class Table(Schedule):
 
     def timestep(self, t: Tensor) -> Tensor:
         """The integer timestep of ``t``, which the network was trained to be told; -1 at ``t = 0``."""
-        return (t.double() * len(self.alphas_cumprod) - 1e-3).ceil().long() - 1
+        return timestep(t, len(self.alphas_cumprod))
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
@@ -118,3 +118,8 @@ class Table(Schedule):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"alphas_cumprod": self.alphas_cumprod, "final": self.final}
+
+
+def timestep(t: Tensor, total: int) -> Tensor:
+    """The integer timestep ``i`` of ``total`` that ``t`` belongs to, which sits at ``(i + 1) / total``; -1 at 0."""
+    return (t.double() * total - 1e-3).ceil().long() - 1

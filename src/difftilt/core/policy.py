@@ -116,17 +116,32 @@ class Policy(nn.Module, ModelHubMixin):
         )
         return policy.to(self.device)
 
-    def frozen_copy(self) -> Policy:
-        """An independent copy in eval mode without gradients: a reference."""
-        return copy.deepcopy(self).eval().requires_grad_(False)
+    def trainable(self) -> list[nn.Parameter]:
+        """What tuning changes: parameters that require gradients; where none does, the adapters, else all."""
+        wanted = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        adapters = getattr(self.denoiser, "adapters", None)
+        return wanted or (list(self.parameters()) if adapters is None else adapters())
 
-    def sample(self, n: int, *, seed: int = 0, batch: int = 256) -> list[Any]:
+    def copy(self) -> Policy:
+        """A copy that can be tuned by itself: what tuning does not change is shared, not held twice."""
+        own = {id(parameter) for parameter in self.trainable()}
+        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters() if id(p) not in own}
+        return copy.deepcopy(self, shared)
+
+    def frozen_copy(self) -> Policy:
+        """A :meth:`copy` in eval mode without gradients: a reference. Its denoiser is told, by ``freeze()``."""
+        made = self.copy().eval().requires_grad_(False)
+        getattr(made.denoiser, "freeze", lambda: None)()
+        return made
+
+    def sample(self, n: int, *, seed: int = 0, batch: int = 256, cond: Condition | None = None) -> list[Any]:
         """``n`` decoded designs.
 
         Args:
             n: how many.
             seed: the same seed gives the same designs (same batch size, one thread).
             batch: designs per network call.
+            cond: conditions, one row per design.
         """
         from difftilt.core.trajectory import sample_states
         from difftilt.rng import Streams
@@ -134,7 +149,7 @@ class Policy(nn.Module, ModelHubMixin):
         if n < 1 or batch < 1:
             raise ConfigError(f"expected at least one design and one per batch; got {n} and {batch}; raise them")
         rng = Streams(seed, self.device)("sample")
-        return self.codec.decode(sample_states(self, n, rng, batch=batch))
+        return self.codec.decode(sample_states(self, n, rng, batch=batch, cond=cond))
 
     # --- model folders -------------------------------------------------------------------------------------------
 

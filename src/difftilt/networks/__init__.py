@@ -1,12 +1,16 @@
-"""Small networks sized for two CPU cores; importing this package registers them by name."""
+"""Small networks sized for two CPU cores, and adapters around models of other libraries, all registered by name."""
 
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.diffusers_model import DiffusersDenoiser
+from difftilt.networks.guided import Guided
+from difftilt.networks.lora import Adapted
+from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.regressor import ConvRegressor, RecurrentRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
 
 __all__ = [
-    "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "RecurrentRegressor", "TimedConvDenoiser",
-    "TransformerDenoiser",
+    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
+    "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
 ]  # fmt: skip

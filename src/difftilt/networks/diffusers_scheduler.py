@@ -28,7 +28,7 @@ def from_diffusers(
 
     Args:
         config: a ``scheduler_config.json`` of the DDPM or DDIM family; missing keys take diffusers' defaults, except
-            that clipping is off.
+            that clipping is off where it is not mentioned.
         steps: number of steps ``K``.
         kernel: ``"ddim"`` or ``"ddpm"``.
         eta: DDIM's; diffusers' own default is 0.
@@ -36,14 +36,12 @@ def from_diffusers(
 
     Raises:
         ConfigError: an unknown name, or timesteps outside the table.
-        UnsupportedError: clipping, thresholding or a learned variance, which the step does not have.
+        UnsupportedError: thresholding or a learned variance, which the step does not have.
     """
     total = config.get("num_train_timesteps", 1000)
     timesteps = _timesteps(config, total, steps)
-    if config.get("clip_sample") or config.get("thresholding"):
-        raise UnsupportedError(
-            "expected clip_sample and thresholding off; got a scheduler that clips its x_0 estimate; switch both off"
-        )
+    if config.get("thresholding"):
+        raise UnsupportedError("expected thresholding off; got a scheduler with dynamic thresholds; switch it off")
     # DDPM always ends at alpha = 1 and DDIM never reads variance_type; the "log" kind is fixed_small in other words.
     variance = config.get("variance_type", "fixed_small").removesuffix("_log") if kernel == "ddpm" else "fixed_small"
     if variance not in VARIANCES or config.get("variance_type") == "fixed_large_log":
@@ -57,7 +55,8 @@ def from_diffusers(
     table = torch.cumprod(1 - _betas(config, total), dim=0).tolist()
     final = 1.0 if kernel == "ddpm" or config.get("set_alpha_to_one", True) else table[0]
     schedule = Table(table[: timesteps[0] + 1], final)
-    sampler = {"kernel": kernel, "eta": eta, "variance": variance, "sigma_min": sigma_min}
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+    sampler = {"kernel": kernel, "eta": eta, "variance": variance, "sigma_min": sigma_min, "clip": clip}
     grid = torch.tensor([i + 1 for i in timesteps] + [0], dtype=torch.float64) / (timesteps[0] + 1)
     return Gaussian(schedule, prediction=kinds[kind], prior_std=1.0, **sampler), grid
 

@@ -18,6 +18,9 @@ which for :math:`\eta = 1` is the posterior :math:`q(x_s \mid x_t, \hat x_0)` of
 
 .. math:: KL = \frac{ |\mu - \mu'|^2 }{ 2 \sigma^2 }                                                \qquad (3)
 
+With ``clip`` ``c`` the estimate :math:`\hat x_0` is cut to :math:`[-c, c]` first. DDPM's :math:`\hat\epsilon` is then
+that of the cut estimate (2 stays the posterior's mean), DDIM's is the network's own, as in diffusers.
+
 **Steps without noise** (:math:`\eta = 0`, and the last step, :math:`\sigma_0 = 0`) have no density: ``log_prob``
 raises, ``kl`` is 0 where the means agree and infinite elsewhere. ``sigma_min > 0`` puts a floor under :math:`\sigma`
 instead, which gives every step a density and charges (3) for it.
@@ -60,6 +63,7 @@ class Gaussian(GaussianSteps):
         prediction: what the network predicts: ``"epsilon"``, ``"x_0"`` or ``"v"``.
         sigma_min: floor under the std of every step, in units of the state; 0 leaves steps without noise as they are.
         prior_std: std of :math:`x_1`; :math:`\sigma_1` unless given (diffusers' pipelines start from 1).
+        clip: ``c``, bound of the estimate of :math:`x_0`, in units of the state; none when not given.
 
     Raises:
         ConfigError: an argument is unknown or out of range.
@@ -76,6 +80,7 @@ class Gaussian(GaussianSteps):
         prediction: str = "epsilon",
         sigma_min: float = 0.0,
         prior_std: float | None = None,
+        clip: float | None = None,
     ) -> None:
         for name, known, what in ((kernel, ("ddpm", "ddim"), "kernel"), (variance, VARIANCES, "variance"),
                                   (prediction, PREDICTIONS, "prediction")):  # fmt: skip
@@ -83,6 +88,8 @@ class Gaussian(GaussianSteps):
                 raise nearest(name, known, what=what)
         if not 0 <= eta <= 1 or sigma_min < 0:
             raise ConfigError(f"expected eta in [0, 1] and sigma_min >= 0; got {eta} and {sigma_min}; correct them")
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"expected clip above 0; got {clip}; raise it, or leave it out")
         if (kernel == "ddpm" and eta != 1) or (kernel == "ddim" and variance != "fixed_small"):
             raise ConfigError(
                 f"expected eta with ddim, variance with ddpm; got eta={eta} and variance='{variance}' with {kernel}; "
@@ -93,7 +100,7 @@ class Gaussian(GaussianSteps):
             schedule = cast(Schedule, construct("schedule", spec))
         self.schedule = schedule
         self.kernel, self.eta, self.variance, self.prediction = kernel, eta, variance, prediction
-        self.sigma_min = sigma_min
+        self.sigma_min, self.clip = sigma_min, clip
         alpha, sigma = (scale.item() for scale in self.schedule.scales(torch.ones((), dtype=torch.float64)))
         if prediction == "epsilon" and alpha < 1e-6 * sigma:
             raise UnsupportedError(
@@ -118,14 +125,26 @@ class Gaussian(GaussianSteps):
             std = self.eta * sigma * (1 - kappa).sqrt()
         (a, b), (c, d) = self._solve(alpha_t, sigma_t)
         state, network = alpha * a + direction * c, alpha * b + direction * d
-        return self._linear_step(x_t, prediction, state, network, std)
+        step = self._linear_step(x_t, prediction, state, network, std)
+        if self.clip is not None:
+            estimate = self._estimate(prediction, x_t, t)
+            pull = alpha - direction * alpha_t / sigma_t if self.kernel == "ddpm" else alpha
+            step.mean = step.mean + per_row(pull, step.mean) * (self._cut(estimate) - estimate)
+        return step
 
     def denoised(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
     ) -> Float[Tensor, "B *event"]:
-        r""":math:`\hat x_0`."""
+        r""":math:`\hat x_0`, cut where there is a clip."""
+        return self._cut(self._estimate(prediction, x_t, t))
+
+    def _estimate(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The estimate of the data as the network gives it."""
         (state, network), _ = self._solve(*self.schedule.scales(t))
         return per_row(state, x_t) * x_t + per_row(network, prediction) * prediction
+
+    def _cut(self, x_0: Tensor) -> Tensor:
+        return x_0 if self.clip is None else x_0.clamp(-self.clip, self.clip)
 
     def _solve(self, alpha: Tensor, sigma: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         r"""Coefficients of ``(x_t, prediction)`` in :math:`\hat x_0` and in :math:`\hat\epsilon`."""
@@ -154,5 +173,5 @@ class Gaussian(GaussianSteps):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        names = ("kernel", "eta", "variance", "prediction", "sigma_min", "prior_std")
+        names = ("kernel", "eta", "variance", "prediction", "sigma_min", "prior_std", "clip")
         return {"schedule": describe(self.schedule), **{name: getattr(self, name) for name in names}}

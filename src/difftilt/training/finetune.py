@@ -5,7 +5,6 @@ A resumed run repeats the numbers of an uninterrupted one (one thread), and neve
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -127,8 +126,8 @@ def finetune(
     """Tune a copy of ``policy`` towards its tilted law.
 
     Args:
-        policy: the pretrained policy; left as it is. Its parameters that require gradients are tuned, all of them where
-            none does.
+        policy: the pretrained policy; left as it is. Its parameters that require gradients are tuned; where none does,
+            its adapters, else all.
         reward: what to raise; counted, cached and (with a folder) recorded.
         algorithm: its settings; ``algorithm.alpha`` weighs the pretrained policy where ``anchors`` is not given.
         loop: settings of the loop.
@@ -159,9 +158,9 @@ def finetune(
             stacklevel=2,
         )
     pretrained = policy.frozen_copy()
-    tuned = copy.deepcopy(policy)
-    if not any(parameter.requires_grad for parameter in tuned.parameters()):
-        tuned.requires_grad_(True)
+    tuned = policy.copy()
+    for parameter in tuned.trainable():
+        parameter.requires_grad_(True)
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
     state = algorithm.init(tuned, anchors) if conditions is None else algorithm.init(tuned, anchors, conditions)
     streams = Streams(loop.seed, policy.device)

@@ -1,0 +1,123 @@
+"""Models of diffusers as denoisers: the states, times and conditions of a chain in the words of each model.
+
+diffusers itself is imported only where a model is made from its description.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from difftilt.core.noise import timestep as integer_timestep
+from difftilt.core.registry import register
+from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.types import Condition, Float, Tensor
+
+INPUTS: dict[str, dict[str, str]] = {
+    "UNet2DModel": {"label": "class_labels"},
+    "UNet2DConditionModel": {"prompt": "encoder_hidden_states", "label": "class_labels"},
+    "DiTTransformer2DModel": {"label": "class_labels"},
+    "SD3Transformer2DModel": {"prompt": "encoder_hidden_states", "pooled": "pooled_projections"},
+}
+"""What each supported model calls our conditions."""
+NEEDED = {
+    "UNet2DConditionModel": ("prompt",),
+    "DiTTransformer2DModel": ("label",),
+    "SD3Transformer2DModel": ("prompt", "pooled"),
+}
+"""Conditions without which a model cannot be run."""
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def class_name(model: object) -> str:
+    """Name of a supported diffusers class.
+
+    Raises:
+        UnsupportedError: of another; those that are supported are named.
+    """
+    for name in (base.__name__ for base in type(model).__mro__):
+        if name in INPUTS:
+            return name
+    raise UnsupportedError(
+        f"expected a diffusers model of class {', '.join(INPUTS)}; got {type(model).__name__}; write a small module "
+        "forward(x_t, t, cond) around it and give difftilt.load that"
+    )
+
+
+@register("denoiser", "diffusers")
+class DiffusersDenoiser(nn.Module):
+    """A UNet or transformer of diffusers.
+
+    Args:
+        model: the network, or its description ``{"class": name, "config": ...}``.
+        timesteps: ``N``, see ``continuous``.
+        continuous: whether the model is told ``N t`` (flow matching), and not the integer timestep ``N t - 1``.
+        precision: ``"bfloat16"`` or ``"float16"`` to run it under autocast; as its weights are when not given.
+
+    Raises:
+        UnsupportedError: the class is none of :data:`INPUTS`.
+    """
+
+    def __init__(self, model: Any, timesteps: int, *, continuous: bool = False, precision: str | None = None) -> None:
+        super().__init__()
+        if isinstance(model, dict):
+            model = _made(model["class"], model["config"])
+        if precision is not None and precision not in PRECISIONS:
+            raise ConfigError(f"expected a precision {' or '.join(PRECISIONS)}; got '{precision}'; correct it")
+        self.name = class_name(model)
+        self.model: Any = model
+        self.timesteps, self.continuous, self.precision = timesteps, continuous, precision
+
+    def forward(
+        self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """The prediction, float32. Gradient flows to the weights and to ``x_t``.
+
+        Args:
+            x_t: pixels or latents.
+            t: times in [0, 1].
+            cond: rows named ``prompt``, ``pooled`` or ``label``; other names are left to the reward.
+
+        Raises:
+            ConfigError: the model needs a condition that is not there.
+        """
+        cond = cond or {}
+        missing = [name for name in NEEDED.get(self.name, ()) if name not in cond]
+        if missing:
+            raise ConfigError(
+                f"expected a condition '{missing[0]}' with one row per design for {self.name}; got "
+                f"{', '.join(cond) or 'none'}; pass cond, or load the model with one"
+            )
+        dtype = self.model.dtype
+        told = {
+            word: cond[name].to(dtype) if cond[name].is_floating_point() else cond[name]
+            for name, word in INPUTS[self.name].items()
+            if name in cond
+        }
+        timestep = (self.timesteps * t).float() if self.continuous else integer_timestep(t, self.timesteps)
+        precision = PRECISIONS.get(self.precision or "", torch.float32)
+        with torch.autocast(x_t.device.type, dtype=precision, enabled=self.precision is not None):
+            prediction = self.model(x_t.to(dtype), timestep=timestep, return_dict=False, **told)[0]
+        return prediction[:, : x_t.shape[1]].float()  # channels beyond those are a learned variance
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        config = {name: value for name, value in dict(self.model.config).items() if not name.startswith("_")}
+        return {
+            "model": {"class": self.name, "config": config},
+            "timesteps": self.timesteps,
+            "continuous": self.continuous,
+            "precision": self.precision,
+        }
+
+
+def _made(name: str, config: dict[str, Any]) -> nn.Module:
+    """A model with fresh weights, of a class that is supported."""
+    if name not in INPUTS:
+        raise UnsupportedError(
+            f"expected a diffusers model of class {', '.join(INPUTS)}; got '{name}'; is the file another library's?"
+        )
+    return getattr(importlib.import_module("diffusers"), name).from_config(config)

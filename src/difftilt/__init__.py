@@ -43,6 +43,7 @@ _PUBLIC = {
     "Policy": ("difftilt.core.policy", "Policy"),
     "Conditions": ("difftilt.core.conditions", "Conditions"),
     "conditioned": ("difftilt.networks.conditioned", "conditioned"),
+    "windowed": ("difftilt.networks.windowed", "windowed"),
     "LabelLikelihood": ("difftilt.rewards.likelihood", "LabelLikelihood"),
     "Anchor": ("difftilt.core.algorithm", "Anchor"),
     "EnsembleReward": ("difftilt.rewards.ensemble", "EnsembleReward"),

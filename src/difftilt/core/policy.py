@@ -26,7 +26,7 @@ from difftilt.core.registry import construct, describe
 from difftilt.core.schedule import uniform_grid
 from difftilt.core.transition import Transition
 from difftilt.errors import ConfigError, DiffTiltError, ShapeError, StateError
-from difftilt.types import Condition, Float, Tensor
+from difftilt.types import Bool, Condition, Float, Tensor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -79,6 +79,22 @@ class Policy(nn.Module, ModelHubMixin):
     def device(self) -> torch.device:
         """Where the chain runs."""
         return self.grid.device
+
+    @property
+    def silent(self) -> Bool[Tensor, " K"]:
+        """Which steps add no noise."""
+        silent = [self.process.noiseless(t, s) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)]
+        return torch.tensor(silent, device=self.device)
+
+    def tuned_at(self, t: Tensor) -> bool:
+        """Whether training the denoiser moves the step from ``t``, a scalar; else a frozen network runs it."""
+        tuned_at = getattr(self.denoiser, "tuned_at", None)
+        return tuned_at is None or bool(tuned_at(t))
+
+    def requires_grad_(self, requires_grad: bool = True) -> Policy:
+        """Train the denoiser, or what of it can be trained, or stop."""
+        self.denoiser.requires_grad_(requires_grad)
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Move and cast the network; the grid only moves: times stay float64 whatever the weights are."""

@@ -47,6 +47,7 @@ _PUBLIC = {
     "PromptReward": ("difftilt.rewards.prompts", "PromptReward"),
     "lora": ("difftilt.networks.lora", "lora"),
     "save_adapters": ("difftilt.networks.lora", "save_adapters"),
+    "windowed": ("difftilt.networks.windowed", "windowed"),
     "LabelLikelihood": ("difftilt.rewards.likelihood", "LabelLikelihood"),
     "Anchor": ("difftilt.core.algorithm", "Anchor"),
     "EnsembleReward": ("difftilt.rewards.ensemble", "EnsembleReward"),

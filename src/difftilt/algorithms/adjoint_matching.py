@@ -9,11 +9,12 @@ The anchors' steps are :math:`N(\mu_a(x_t), \sigma_k^2 I)`, with :math:`\alpha =
         \quad \big( = J_{\mu_{pre}}^\top a_{k+1} \text{ for one anchor} \big)                            \qquad (2) \\
     L(\theta) &= \frac1B \sum_b \sum_k \frac{1}{2 \sigma_k^2} | \mu_\theta(x_t) - m_k |^2              \qquad (3)
 
-with :math:`m_k` held fixed in (2) and (3). The adjoint is *lean*: only the anchors' means are differentiated, never the
-tuned network's. At the class optimum ``W`` (best J to go with these variances), stationarity and the envelope theorem
-say :math:`\mu^* = E[m_k]` and :math:`\nabla W_k = E[a_k \mid x_t]`: the fixed point is the class optimum itself, at any
-K, and its distance to the tilted law falls as 1 / K. Compared with the pathwise gradient there is no backward pass
-through the tuned network's chain.
+with :math:`m_k` held fixed in (2) and (3). Steps without noise are no part of (3); there
+:math:`a_k = J_\mu^\top a_{k+1}` for the anchors' common mean. The adjoint is *lean*: only the anchors' means are
+differentiated, never the tuned network's. At the class optimum ``W`` (best J to go with these variances), stationarity
+and the envelope theorem say :math:`\mu^* = E[m_k]` and :math:`\nabla W_k = E[a_k \mid x_t]`: the fixed point is the
+class optimum itself, at any K, and its distance to the tilted law falls as 1 / K. Compared with the pathwise gradient
+there is no backward pass through the tuned network's chain.
 
 Differs from the paper in: derived for the K-step chain, so no error of discretisation enters; any noise level, not
 only the memoryless one (where the chain is not memoryless the target is (2)* of the theory, as for every method);
@@ -35,7 +36,7 @@ from difftilt.algorithms.state import TunedState
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.gaussian_step import GaussianStep
-from difftilt.core.policy import Policy
+from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import DifferentiableReward, Reward, Scores, under
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.errors import UnsupportedError
@@ -87,10 +88,13 @@ def lean_adjoint(
         variance = (laws[0].std ** 2).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
         centre = sum(anchor.weight / alpha * law.mean for anchor, law in zip(anchors, laws, strict=True))
         target = (centre + variance * adjoint / alpha).detach()
-        pulls = [
-            -anchor.weight * ((target - law.mean).square() / (2 * variance)).sum()
-            for anchor, law in zip(anchors, laws, strict=True)
-        ]
+        if laws[0].has_density:
+            pulls = [
+                -anchor.weight * ((target - law.mean).square() / (2 * variance)).sum()
+                for anchor, law in zip(anchors, laws, strict=True)
+            ]
+        else:
+            pulls = [(adjoint * laws[0].mean).sum()]
         (adjoint,) = torch.autograd.grad(torch.stack(pulls).sum(), x_t)
         targets.append(target)
     return torch.stack(targets[::-1])
@@ -146,7 +150,8 @@ class AdjointMatching(PathSettings):
                 "expected a reward with on_probabilities(p); got one that only scores finished designs; "
                 "use --algorithm ppo or trajectory_balance"
             )
-        path = rollout(state.policy, self.batch, rng, references=state.references, cond=cond)
+        with counting_passes(state.policy, *state.references) as passes:
+            path = rollout(state.policy, self.batch, rng, references=state.references, cond=cond)
         state.x_0 = path.x_0
         x_0 = path.x_0.detach().requires_grad_(True)
         value = reward.on_probabilities(x_0)
@@ -163,7 +168,7 @@ class AdjointMatching(PathSettings):
             path.log_prob.sum(0),
             own=torch.ones_like(value, dtype=torch.bool),
             condition=condition,
-            network_evaluations=path.steps * self.batch * (1 + 2 * len(state.anchors)),
+            network_evaluations=passes.rows + path.steps * self.batch * len(state.anchors),
             oracle_calls=self.batch,
             slope=slope,
         )

@@ -38,6 +38,9 @@ import torch
 from difftilt.algorithms.paths import PathSettings
 from difftilt.types import Bool, Float, Int, Tensor
 
+ALIKE = 1e-12
+"""Spread of returns that are alike but for rounding, as a share of their size."""
+
 
 def grouped_advantage(
     returns: Float[Tensor, " B"],
@@ -127,12 +130,16 @@ def centred_advantage(
         feasibility_weight: weight of ``log P(F)``, reward units per nat.
 
     Returns:
-        Advantages, reward units; all 0 where no design is feasible.
+        Advantages, reward units; all 0 where no design is feasible. The first term is exactly 0 where all returns are
+        alike, of which their mean would leave the rounding.
     """
     batch, n = returns.shape[0], int(feasible.sum())
     if n == 0:
         return torch.zeros_like(returns)
-    mean = returns[feasible].mean()
+    known = returns[feasible]
+    mean = known.mean()
+    if known.max() - known.min() <= ALIKE * known.abs().max():
+        mean = returns
     centred = (returns - mean) * n / max(1, n - 1)  # the same as subtracting the mean of the others
     return torch.where(feasible, centred * batch / n + feasibility_weight * (batch / n - 1), -feasibility_weight)
 

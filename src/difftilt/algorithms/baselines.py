@@ -19,6 +19,11 @@ alpha a multiple of it: the law tuned toward changes from update to update, and 
 constant, noise is amplified. It is there for rewards without a unit; on exact problems it is off. Groups whose returns
 are all alike (a spread below 1e-8), or that have fewer than two, are left the push toward feasibility alone, unscaled.
 
+So ``baseline`` names the scope of the mean and ``scale`` that of the standard deviation: GRPO is ``group`` and
+``group``, its variant with one standard deviation for all groups ``group`` and ``batch``. Groups whose returns are
+alike to their rounding have advantages of exactly 0, and are counted; they stay in the denominator, the number of
+paths.
+
 References:
     Black et al. 2023 (per-prompt tracker), https://arxiv.org/abs/2305.13301; Shao et al. 2024 (GRPO),
     https://arxiv.org/abs/2402.03300.
@@ -26,14 +31,14 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from difftilt.algorithms.advantages import FeasibilitySettings, grouped_advantage, mean_of_others
-from difftilt.algorithms.paths import ScoredPaths, path_return
+from difftilt.algorithms.paths import PathInfo, ScoredPaths, path_return
 from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions, refuse_lone_paths
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
@@ -64,6 +69,7 @@ class BaselineState(TunedState):
         count = 1 if conditions is None else len(conditions)
         self.mean = torch.full((count,), torch.nan, dtype=torch.float64, device=policy.device)
         self.variance = self.mean.clone()
+        self.flat_groups = 0
 
     def state_dict(self) -> dict[str, Any]:
         """As the base, and the baselines."""
@@ -83,6 +89,15 @@ class BaselineState(TunedState):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaselineInfo(PathInfo):
+    """What one update logs."""
+
+    flat_groups: int = 0
+    """Groups (conditions of the batch; one where there are none) whose advantages are all exactly 0, so that they
+    taught nothing: returns all alike, no design feasible, or a path alone; healthy: few."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaselineSettings(FeasibilitySettings):
     """Settings of score-function methods."""
 
@@ -90,6 +105,8 @@ class BaselineSettings(FeasibilitySettings):
     """``"batch"``, ``"group"``, ``"running"`` or ``"value"``; see :mod:`difftilt.algorithms.baselines`."""
     scale: str = "none"
     """``"none"``, ``"batch"``, ``"group"`` or ``"running"``: whose standard deviation divides the advantages."""
+
+    info = BaselineInfo
 
     def __post_init__(self) -> None:
         if self.baseline not in BASELINES:
@@ -106,8 +123,19 @@ class BaselineSettings(FeasibilitySettings):
             refuse_conditions(conditions, "the value baseline")
         return BaselineState(policy, anchors, conditions, learning_rate=self.learning_rate, value=value)
 
+    def learn(self, state: BaselineState, data: ScoredPaths, rng: torch.Generator) -> Any:
+        """The passes over ``data``, and the count of groups that had nothing to teach."""
+        return replace(super().learn(state, data, rng), flat_groups=state.flat_groups)
+
     def targets(self, state: BaselineState, data: ScoredPaths) -> Float[Tensor, "K B"]:
         """Advantages of every step, nats. No gradient flows."""
+        advantage = self._advantage(state, data)
+        count = len(data.condition.unique())
+        state.flat_groups = count - len(data.condition[(advantage != 0).any(0)].unique())
+        return advantage
+
+    def _advantage(self, state: BaselineState, data: ScoredPaths) -> Float[Tensor, "K B"]:
+        """Advantages of every step, nats."""
         path, feasible = data.path, data.scores.feasible
         spent = path.log_ratio if path.kl is None else path.kl
         returns = path_return(data.scores.value, spent, state.weights)

@@ -111,7 +111,7 @@ class Distill(PathSettings):
             drawn = state.teacher(reference, oracle, self.batch, rng, cond=cond, value=state.value, paths=True)
             assert drawn.states is not None
             nobody = torch.zeros((1, reference.steps, self.batch), dtype=torch.float64, device=state.policy.device)
-            path = Trajectory(drawn.states, nobody[0], nobody, reference.grid, cond)
+            path = Trajectory(drawn.states, nobody[0], nobody, reference.grid, cond, silent=reference.silent)
             own, theirs = path_log_prob(state.policy, path), path_log_prob(reference, path)
         state.x_0 = drawn.x_0
         scores = score(under(oracle, cond), state.policy.codec, drawn.x_0)

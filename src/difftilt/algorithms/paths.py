@@ -24,7 +24,7 @@ import torch
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
-from difftilt.core.policy import Policy
+from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward, Scores, score, under
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.types import Bool, Condition, Float, Int, Tensor
@@ -69,15 +69,25 @@ def path_return(
     return reward - (weights[:, None] * log_ratio.sum(1)).sum(0)
 
 
-def collect(state: TunedState, reward: Reward, n: int, rng: torch.Generator, *, with_kl: bool = False) -> ScoredPaths:
+def collect(
+    state: TunedState,
+    reward: Reward,
+    n: int,
+    rng: torch.Generator,
+    *,
+    with_kl: bool = False,
+    with_means: bool = False,
+) -> ScoredPaths:
     """``n`` paths of the tuned policy, scored once; their designs stay in ``state.x_0``."""
     condition, cond = state.draw_conditions(n, rng)
-    path = rollout(state.policy, n, rng, references=state.references, cond=cond, with_kl=with_kl)
+    with counting_passes(state.policy, *state.references) as passes:
+        path = rollout(
+            state.policy, n, rng, references=state.references, cond=cond, with_kl=with_kl, with_means=with_means
+        )
     state.x_0 = path.x_0
     everyone = torch.ones(n, dtype=torch.bool, device=path.x_0.device)
     scores = score(under(reward, cond), state.policy.codec, path.x_0)
-    evaluations = path.steps * n * (1 + len(state.anchors))
-    return ScoredPaths(path, scores, path.log_prob.sum(0), everyone, condition, evaluations, n)
+    return ScoredPaths(path, scores, path.log_prob.sum(0), everyone, condition, passes.rows, n)
 
 
 @dataclass(frozen=True)
@@ -95,18 +105,24 @@ class Steps:
     k: Int[Tensor, " R"]
     """Index of the step, 0 the noisiest."""
     scale: float
-    """``K / n``: makes sums over the ``n`` chosen steps unbiased for sums over all ``K``."""
+    """Steps with a density over the ``n`` chosen: makes sums over these unbiased for sums over all of them."""
     cond: Condition | None
+    mean: Tensor | None = None
+    """Of the Gaussian step as stored at rollout, where it was."""
 
 
 def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | None, rng: torch.Generator) -> Steps:
-    """A uniformly random subset of ``count`` steps of each path in ``paths`` (all steps, in order, for ``None``)."""
-    steps = trajectory.steps
+    """A uniformly random subset of ``count`` steps of each path in ``paths`` (all of them, in order, for ``None``).
+
+    Steps without density carry no ratio, and are never chosen.
+    """
+    noisy = trajectory.noisy
+    steps = len(noisy)
     count = steps if count is None else min(count, steps)
     if count == steps:
-        k = torch.arange(steps, device=paths.device).expand(len(paths), -1)
+        k = noisy.expand(len(paths), -1)
     else:
-        k = torch.rand((len(paths), steps), generator=rng, device=paths.device).topk(count, dim=1).indices
+        k = noisy[torch.rand((len(paths), steps), generator=rng, device=paths.device).topk(count, dim=1).indices]
     k, path = k.T.flatten(), paths.repeat(count)
     cond = None if trajectory.cond is None else {name: value[path] for name, value in trajectory.cond.items()}
     return Steps(
@@ -119,6 +135,7 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
         k=k,
         scale=steps / count,
         cond=cond,
+        mean=None if trajectory.means is None else trajectory.means[k, path],
     )
 
 
@@ -157,7 +174,7 @@ class PathSettings(ABC):
     learning_rate: float = 1e-3
     """Of Adam."""
     steps_per_path: int | None = None
-    """Random steps of each path in each pass, n; all K when not set."""
+    """Random steps of each path in each pass, n; all when not set. Steps without density are never among them."""
     max_gradient_norm: float = 10.0
     """Gradients are scaled down to this norm."""
 

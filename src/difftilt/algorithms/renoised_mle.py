@@ -23,6 +23,10 @@ import torch
 
 from difftilt.algorithms.paths import ScoredPaths, Steps
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLEState, WeightedMLE
+from difftilt.core.algorithm import Anchor
+from difftilt.core.conditions import Conditions
+from difftilt.core.policy import Policy
+from difftilt.errors import UnsupportedError
 from difftilt.types import Float, Int, Tensor
 
 
@@ -32,6 +36,22 @@ class RenoisedMLE(WeightedMLE):
 
     steps_per_path: int | None = None
     """Noise levels drawn for each path; one when not set."""
+
+    def init(
+        self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None
+    ) -> RewardWeightedMLEState:
+        """Start tuning ``policy`` in place.
+
+        Raises:
+            UnsupportedError: some steps are run by a frozen network, which times drawn at random would ask for nothing.
+        """
+        frozen = sum(not policy.tuned_at(t) for t in policy.grid[:-1])
+        if frozen:
+            raise UnsupportedError(
+                f"expected a network that is tuned at all times, as they are drawn; got {frozen} of {policy.steps} "
+                "steps run by a frozen one; use --algorithm reward_weighted_mle"
+            )
+        return super().init(policy, anchors, conditions)
 
     def loss(
         self,

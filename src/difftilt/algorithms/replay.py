@@ -20,7 +20,7 @@ from difftilt.algorithms.paths import PathSettings, ScoredPaths, collect, merge,
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
-from difftilt.core.policy import Policy
+from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward, Scores, score, under
 from difftilt.core.trajectory import Trajectory, rollout, step_log_prob
 from difftilt.errors import ConfigError, StateError
@@ -56,7 +56,7 @@ class OffPolicyState(TunedState):
         chosen = torch.randperm(self.kept.path.batch, generator=rng, device=rng.device)[:n]
         data = select(self.kept, chosen)
         path = replace(data.path, log_prob=path_log_prob(self.policy, data.path))
-        return replace(data, path=path, network_evaluations=path.steps * path.batch)
+        return replace(data, path=path, network_evaluations=len(path.noisy) * path.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """As the base, and the paths kept."""
@@ -79,7 +79,10 @@ class OffPolicyState(TunedState):
         if "kept" in state:
             kept = state["kept"]
             cond = {k.removeprefix("cond."): v for k, v in kept.items() if k.startswith("cond.")} or None
-            path = Trajectory(kept["states"], kept["log_prob"], kept["reference_log_prob"], self.policy.grid, cond=cond)
+            path = Trajectory(
+                kept["states"], kept["log_prob"], kept["reference_log_prob"], self.policy.grid, cond=cond,
+                silent=self.policy.silent,
+            )  # fmt: skip
             own = torch.zeros_like(kept["reward"], dtype=torch.bool)
             scores, behaviour = Scores(kept["reward"]), kept["behaviour_log_prob"]
             self.kept = ScoredPaths(path, scores, behaviour, own, kept["condition"])
@@ -87,9 +90,12 @@ class OffPolicyState(TunedState):
 
 @torch.no_grad()
 def path_log_prob(policy: Policy, path: Trajectory) -> Float[Tensor, "K B"]:
-    """Log-probability of every step of given paths, nats, float64."""
-    steps = zip(path.states[:-1], path.states[1:], path.times[:-1], path.times[1:], strict=True)
-    return torch.stack([step_log_prob(policy, x_t, x_s, t, s, path.cond) for x_t, x_s, t, s in steps]).double()
+    """Log-probability of every step of given paths, nats, float64; 0 on steps without density."""
+    log_prob = torch.zeros((path.steps, path.batch), dtype=torch.float64, device=path.states.device)
+    for k in path.noisy.tolist():
+        x_t, x_s, t, s = path.states[k], path.states[k + 1], path.times[k], path.times[k + 1]
+        log_prob[k] = step_log_prob(policy, x_t, x_s, t, s, path.cond)
+    return log_prob
 
 
 def own_log_weight(data: ScoredPaths) -> Float[Tensor, " B"]:
@@ -105,12 +111,13 @@ def own_log_weight(data: ScoredPaths) -> Float[Tensor, " B"]:
 def collect_from(behaviour: Policy, state: TunedState, reward: Reward, n: int, rng: torch.Generator) -> ScoredPaths:
     """``n`` paths of any policy on the same chain, scored once: data for :meth:`OffPolicyState.remember`."""
     condition, cond = state.draw_conditions(n, rng)
-    drawn = rollout(behaviour, n, rng, references=[state.policy, *state.references], cond=cond)
+    others = [state.policy, *state.references]
+    with counting_passes(behaviour, *others) as passes:
+        drawn = rollout(behaviour, n, rng, references=others, cond=cond)
     path = replace(drawn, log_prob=drawn.reference_log_prob[0], reference_log_prob=drawn.reference_log_prob[1:])
     nobody = torch.zeros(n, dtype=torch.bool, device=path.x_0.device)
     scores = score(under(reward, cond), state.policy.codec, path.x_0)
-    evaluations = path.steps * n * (2 + len(state.anchors))
-    return ScoredPaths(path, scores, drawn.log_prob.sum(0), nobody, condition, evaluations, n)
+    return ScoredPaths(path, scores, drawn.log_prob.sum(0), nobody, condition, passes.rows, n)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,31 @@ def refuse_conditions(conditions: Conditions | None, what: str) -> None:
         )
 
 
+@torch.no_grad()
+def charge_every_step(policy: Policy, anchors: list[Anchor], conditions: Conditions | None) -> None:
+    """See that no step is free: those without noise are run by a frozen network, as the anchors run them.
+
+    Raises:
+        UnsupportedError: tuning would move one of them, or an anchor's first one is another (seen at one state).
+    """
+    silent = policy.silent
+    free = sum(policy.tuned_at(t) for t in policy.grid[:-1][silent])
+    if free:
+        raise UnsupportedError(
+            f"expected noise in every step, so that its KL can be charged; got {free} of {policy.steps} steps "
+            "without; give the process sigma_min > 0, or let a frozen network run them (difftilt.windowed, for flows)"
+        )
+    for t, s in zip(policy.grid[:-1][silent][:1], policy.grid[1:][silent][:1], strict=True):
+        x_t = policy.prior(1, torch.Generator(policy.device).manual_seed(0))
+        cond = None if conditions is None else conditions.rows(torch.zeros(1, dtype=torch.long, device=x_t.device))
+        own = policy.step(x_t, t, s, cond)
+        if any(own.kl(anchor.policy.step(x_t, t, s, cond)).item() != 0 for anchor in anchors):
+            raise UnsupportedError(
+                f"expected anchors that share the steps without noise, whose KL is infinite where they differ; got "
+                f"another step from t = {t.item():.3g}; take the frozen copy of the windowed policy as the anchor"
+            )
+
+
 class TunedState:
     """A policy under training; the optimiser lives as long as the state does.
 
@@ -72,7 +97,8 @@ class TunedState:
 
     Raises:
         ConfigError: a weight is not positive, or no parameter can be trained.
-        UnsupportedError: a step has no noise. Its KL is 0 or infinite, so tuning it would be free of charge.
+        UnsupportedError: a tuned step has no noise. Its KL is 0 or infinite, so tuning it would be free of charge.
+            Steps that a frozen network runs, alike for all anchors, need none (:mod:`difftilt.networks.windowed`).
     """
 
     def __init__(
@@ -89,12 +115,7 @@ class TunedState:
             raise ConfigError(
                 f"expected alpha > 0 for every anchor; got {came}; the tilted law needs a positive temperature"
             )
-        silent = sum(policy.process.noiseless(t, s) for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True))
-        if silent:
-            raise UnsupportedError(
-                f"expected noise in every step, so that its KL can be charged; got {silent} of {policy.steps} steps "
-                "without; give the process sigma_min > 0"
-            )
+        charge_every_step(policy, anchors, conditions)
         self.policy, self.anchors, self.updates = policy.eval(), list(anchors), 0
         self.conditions = conditions
         self.x_0: Tensor | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +89,7 @@ def load_job(plan: Plan) -> Job:
     if not isinstance(reward, DifferentiableReward):
         _refuse_black_box(plan, name)
     if plan.kind.role == "algorithm":  # what is not defined for the process is refused here, before anything is paid
-        plan.method.init(copy.deepcopy(policy).requires_grad_(True), [Anchor(policy, plan.method.alpha)])
+        plan.method.init(policy.copy().requires_grad_(True), [Anchor(policy, plan.method.alpha)])
     chosen = dataclasses.replace(
         settings,
         reward=name,

@@ -26,7 +26,7 @@ from difftilt.core.registry import construct, describe
 from difftilt.core.schedule import uniform_grid
 from difftilt.core.transition import Transition
 from difftilt.errors import ConfigError, DiffTiltError, ShapeError, StateError
-from difftilt.types import Condition, Float, Tensor
+from difftilt.types import Bool, Condition, Float, Tensor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -80,6 +80,23 @@ class Policy(nn.Module, ModelHubMixin):
         """Where the chain runs."""
         return self.grid.device
 
+    @property
+    def silent(self) -> Bool[Tensor, " K"]:
+        """Which steps add no noise."""
+        silent = [self.process.noiseless(t, s) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)]
+        return torch.tensor(silent, device=self.device)
+
+    def tuned_at(self, t: Tensor) -> bool:
+        """Whether training the denoiser moves the step from ``t``, a scalar; else a frozen network runs it."""
+        tuned_at = getattr(self.denoiser, "tuned_at", None)
+        return tuned_at is None or bool(tuned_at(t))
+
+    def requires_grad_(self, requires_grad: bool = True) -> Policy:
+        """Tune :meth:`trainable`, or freeze everything."""
+        for parameter in self.trainable() if requires_grad else self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Move and cast the network; the grid only moves: times stay float64 whatever the weights are."""
         grid = self.grid
@@ -117,10 +134,8 @@ class Policy(nn.Module, ModelHubMixin):
         return policy.to(self.device)
 
     def trainable(self) -> list[nn.Parameter]:
-        """What tuning changes: parameters that require gradients; where none does, the adapters, else all."""
-        wanted = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        adapters = getattr(self.denoiser, "adapters", None)
-        return wanted or (list(self.parameters()) if adapters is None else adapters())
+        """What tuning changes: parameters that require gradients; where none does, see :func:`trainable`."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad] or trainable(self.denoiser)
 
     def copy(self) -> Policy:
         """A copy that can be tuned by itself: what tuning does not change is shared, not held twice."""
@@ -129,9 +144,10 @@ class Policy(nn.Module, ModelHubMixin):
         return copy.deepcopy(self, shared)
 
     def frozen_copy(self) -> Policy:
-        """A :meth:`copy` in eval mode without gradients: a reference. Its denoiser is told, by ``freeze()``."""
+        """A :meth:`copy` in eval mode without gradients: a reference. Parts that have ``settle()`` are told by it."""
         made = self.copy().eval().requires_grad_(False)
-        getattr(made.denoiser, "freeze", lambda: None)()
+        for module in made.denoiser.modules():
+            getattr(module, "settle", lambda: None)()
         return made
 
     def sample(self, n: int, *, seed: int = 0, batch: int = 256, cond: Condition | None = None) -> list[Any]:
@@ -204,6 +220,12 @@ class Policy(nn.Module, ModelHubMixin):
         )
         load_weights(policy.denoiser, weights, where=model_id)
         return policy.eval()
+
+
+def trainable(denoiser: nn.Module) -> list[nn.Parameter]:
+    """What tuning a denoiser changes: what its ``trainable()`` says, such as adapters, or all of it."""
+    own = getattr(denoiser, "trainable", None)
+    return list(denoiser.parameters()) if own is None else own()
 
 
 @dataclass

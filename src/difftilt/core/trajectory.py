@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.transition import Transition
-from difftilt.types import Condition, Float, Tensor
+from difftilt.types import Bool, Condition, Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Trajectory:
     """Conditions, one row per chain."""
     kl: Float[Tensor, "A K B"] | None = None
     """Closed-form KL of each step to each reference policy, nats, float64, where asked for."""
+    silent: Bool[Tensor, " K"] | None = None
+    """Which steps have no density; none where not said."""
+    means: Tensor | None = None
+    """``[K, B, *event]``: means of the behaviour's Gaussian steps, where asked for."""
 
     @property
     def x_0(self) -> Tensor:
@@ -51,6 +56,12 @@ class Trajectory:
     def batch(self) -> int:
         """Number of chains ``B``."""
         return self.log_prob.shape[1]
+
+    @property
+    def noisy(self) -> Int[Tensor, " N"]:
+        """Numbers of the steps that have a density, the noisiest first: a policy learns from those alone."""
+        every = torch.arange(self.steps, device=self.log_prob.device)
+        return every if self.silent is None else every[~self.silent]
 
     @property
     def log_ratio(self) -> Float[Tensor, "A K B"]:
@@ -78,6 +89,7 @@ def rollout(
     references: Sequence[Policy] = (),
     cond: Condition | None = None,
     with_kl: bool = False,
+    with_means: bool = False,
 ) -> Trajectory:
     """Run ``n`` chains and keep every state and log-probability. No gradient flows.
 
@@ -85,19 +97,28 @@ def rollout(
         policy: the behaviour, run as it is (put it in eval mode first if it has dropout).
         n: number of chains ``B``.
         rng: noise source, on the policy's device.
-        references: policies under which the same steps are scored.
+        references: policies under which the same steps are scored; not asked at steps without noise that no tuning
+            moves, where a reference is the same or its KL infinite.
         cond: conditions with batch axis ``n``.
         with_kl: keep the closed-form KL of each step to the references too.
+        with_means: keep the means of the steps, which must be Gaussian.
     """
     x_t = policy.prior(n, rng)
-    states, log_prob, reference, kl = [x_t], [], [], []
+    states, log_prob, reference, kl, means, silent = [x_t], [], [], [], [], []
+    nothing = torch.zeros(n, device=x_t.device)
     for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
         law = policy.step(x_t, t, s, cond)
         x_s = law.sample(rng)
         log_prob.append(_log_prob(law, x_s))
-        others = [other.step(x_t, t, s, cond) for other in references]
-        reference.append([_log_prob(other, x_s) for other in others])
-        kl.append([law.kl(other) for other in others] if with_kl else [])
+        silent.append(not law.has_density)
+        settled = silent[-1] and not policy.tuned_at(t)
+        others = [] if settled else [other.step(x_t, t, s, cond) for other in references]
+        reference.append([nothing for _ in references] if settled else [_log_prob(other, x_s) for other in others])
+        if with_kl:
+            kl.append([nothing for _ in references] if settled else [law.kl(other) for other in others])
+        if with_means:
+            assert isinstance(law, GaussianStep)
+            means.append(law.mean)
         states.append(x_s)
         x_t = x_s
 
@@ -113,6 +134,8 @@ def rollout(
         times=policy.grid,
         cond=cond,
         kl=by_reference(kl) if with_kl else None,
+        silent=torch.tensor(silent, device=x_t.device),
+        means=torch.stack(means) if with_means else None,
     )
 
 

@@ -9,8 +9,9 @@ from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.regressor import ConvRegressor, RecurrentRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
+from difftilt.networks.windowed import Windowed
 
 __all__ = [
     "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
-    "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
+    "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser", "Windowed",
 ]  # fmt: skip

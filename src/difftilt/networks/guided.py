@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from difftilt.core.policy import trainable
 from difftilt.core.registry import construct, describe, register
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Tensor
@@ -83,6 +84,10 @@ class Guided(nn.Module):
         }
         without, wanted = self.base(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return without + self.scale * (wanted - without)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """That of the denoiser."""
+        return trainable(self.base)
 
     def _away(self, name: str, cond: Condition, n: int) -> Tensor:
         """Rows of the negative condition; the condition itself where there is none."""

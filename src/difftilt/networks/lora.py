@@ -85,11 +85,11 @@ class Adapted(nn.Module):
             model = inner
         return model
 
-    def adapters(self) -> list[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
         """``A`` and ``B`` of every layer: what is tuned."""
         return [parameter for name, parameter in self.named_parameters() if ".lora_" in name]
 
-    def freeze(self) -> None:
+    def settle(self) -> None:
         """Switch the adapters off where they add nothing: a reference then costs no more than the bare network."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -26,27 +26,35 @@ for :math:`\hat x_0, \hat\epsilon` held fixed: with
 The last step (``s = 0``) has no noise, unless ``sigma_min`` gives it some. Steps of one process differ in mean only:
 the KL is that of :mod:`difftilt.core.gaussian_step`.
 
+**Window.** All levels share their marginals, so a chain may change its level on the way: with ``window = (high, low)``
+the steps that start at ``high >= t > low`` have the noise of ``level``, the others are those of the ODE. They have no
+density, and are to be run by a frozen network while the window's are tuned (:mod:`difftilt.networks.windowed`).
+
 Differs from Flow-GRPO, whose step is Euler-Maruyama on (2): that adds noise to the last step, needs a clamp where
 :math:`g` is infinite (``t = 1``), and there misses the marginals by an amount that hardly falls with K.
 
 References:
     Liu et al. 2022 (rectified flow), https://arxiv.org/abs/2209.03003; Lipman et al. 2022 (flow matching),
     https://arxiv.org/abs/2210.02747; Liu et al. 2025 (Flow-GRPO, eq. 9), https://arxiv.org/abs/2505.05470;
-    Domingo-Enrich et al. 2024 (memoryless noise, eq. 23), https://arxiv.org/abs/2409.08861.
+    Domingo-Enrich et al. 2024 (memoryless noise, eq. 23), https://arxiv.org/abs/2409.08861; Li et al. 2025 (MixGRPO, a
+    window), https://arxiv.org/abs/2507.21802.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from difftilt.core.gaussian_step import GaussianStep, GaussianSteps, per_row
 from difftilt.core.noise import Linear
 from difftilt.core.registry import register
+from difftilt.core.schedule import check_window, within
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Tensor
 
 MEMORYLESS = math.sqrt(2)
+EVERYWHERE = (1.0, 0.0)
 
 
 @register("process", "flow")
@@ -55,7 +63,9 @@ class Flow(GaussianSteps):
 
     Args:
         level: ``a`` of the SDE, 0 (the ODE) or more; Flow-GRPO: 0.7; :math:`\sqrt 2` is memoryless.
-        sigma_min: floor under the std of every step, in units of the state; 0 leaves steps without noise as they are.
+        sigma_min: floor under the std of every step in the window, in units of the state; 0 leaves steps without noise
+            as they are.
+        window: ``(high, low)``, times at which steps with noise start; all by default.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -64,21 +74,28 @@ class Flow(GaussianSteps):
     prediction = "velocity"
     prior_std = 1.0
 
-    def __init__(self, level: float = MEMORYLESS, *, sigma_min: float = 0.0) -> None:
+    def __init__(
+        self, level: float = MEMORYLESS, *, sigma_min: float = 0.0, window: Sequence[float] = EVERYWHERE
+    ) -> None:
         if level < 0 or sigma_min < 0:
             raise ConfigError(f"expected level >= 0 and sigma_min >= 0; got {level} and {sigma_min}; correct them")
         self.level, self.sigma_min, self.schedule = level, sigma_min, Linear()
-        self.memoryless = self.full_noise = level >= MEMORYLESS
+        check_window(window)
+        self.window = (window[0], window[1])
+        self.memoryless = level >= MEMORYLESS and self.window[0] == 1
+        self.full_noise = level >= MEMORYLESS and self.window == EVERYWHERE
 
     def transition(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor, s: Tensor
     ) -> GaussianStep:
         """The kernel (3), its mean in at least float32. Gradient flows to ``prediction`` and ``x_t``."""
         t, s = t.double(), s.double()
-        kept = ((1 - t) * s / ((1 - s) * t)) ** (self.level**2 / 2)  # of the noise, kappa to the a^2 / 4
+        noisy = within(t, self.window)
+        kept = ((1 - t) * s / ((1 - s) * t)) ** (noisy * self.level**2 / 2)  # of the noise, kappa to the a^2 / 4
         std, direction = s * (1 - kept.square()).sqrt(), s * kept
         state, network = 1 - s + direction, direction * (1 - t) - (1 - s) * t
-        return self._linear_step(x_t, prediction, state, network, std)
+        law = self._linear_step(x_t, prediction, state, network, std)
+        return GaussianStep(law.mean, law.std.where(noisy, 0.0))
 
     def denoised(
         self, prediction: Float[Tensor, "B *event"], x_t: Float[Tensor, "B *event"], t: Tensor
@@ -101,4 +118,4 @@ class Flow(GaussianSteps):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"level": self.level, "sigma_min": self.sigma_min}
+        return {"level": self.level, "sigma_min": self.sigma_min, "window": list(self.window)}

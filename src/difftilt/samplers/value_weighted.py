@@ -77,7 +77,7 @@ class ValueWeighted:
     ) -> Weighted:
         """``n`` unweighted designs (``-inf`` where infeasible), no estimate of log Z."""
         check_designs(n)
-        if all(policy.process.noiseless(t, s) for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True)):
+        if policy.silent.all():
             raise UnsupportedError(
                 "expected noise in some step, so that candidates differ; got a deterministic chain (eta = 0); "
                 "use eta > 0, or classifier_guidance"

@@ -158,9 +158,7 @@ def finetune(
             stacklevel=2,
         )
     pretrained = policy.frozen_copy()
-    tuned = policy.copy()
-    for parameter in tuned.trainable():
-        parameter.requires_grad_(True)
+    tuned = policy.copy().requires_grad_(True)
     anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
     state = algorithm.init(tuned, anchors) if conditions is None else algorithm.init(tuned, anchors, conditions)
     streams = Streams(loop.seed, policy.device)

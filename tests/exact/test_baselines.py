@@ -165,6 +165,35 @@ def test_scales_divide_by_the_named_spread_and_alike_returns_get_nothing(problem
     assert (alike == 0).all()
 
 
+@pytest.mark.parametrize("scale", ["none", "batch", "group"])
+def test_groups_that_are_alike_teach_exactly_nothing_and_are_counted(problem: TiltedProblem, scale: str) -> None:
+    """Where the mean of equal returns is another number by rounding, too: 0 to the last bit, and counted."""
+    assert torch.full((7,), 0.1, dtype=torch.float64).mean() != 0.1
+    data = sampled(problem, perturbed(problem), 300)
+    data = select(data, torch.arange(21))
+    data = dataclasses.replace(data, condition=torch.arange(21) % 3)
+    path = dataclasses.replace(data.path, reference_log_prob=data.path.log_prob[None])
+    anchors, conditions = [Anchor(problem.pretrained, ALPHA)], Conditions({"y": torch.arange(3)})
+    algorithm = PPO(baseline="group", scale=scale)
+    state = algorithm.init(perturbed(problem), anchors, conditions)
+    for flat, value in enumerate(
+        [
+            data.scores.value,
+            data.scores.value.where(data.condition != 1, 0.1),
+            torch.full((21,), 0.1, dtype=torch.float64).where(data.condition != 2, torch.arange(21).double()),
+            torch.full((21,), math.nan, dtype=torch.float64).where(data.condition != 2, 0.1),
+        ]
+    ):
+        targets = algorithm.targets(state, dataclasses.replace(data, path=path, scores=Scores(value)))
+        alike = [(targets[:, data.condition == label] == 0).all().item() for label in range(3)]
+        assert state.flat_groups == sum(alike) == flat
+    record = algorithm.step(state, lambda designs: [0.1] * len(designs), torch.Generator().manual_seed(0))
+    assert record.flat_groups == 0  # the KL still differs from path to path
+    start = algorithm.init(problem.tunable(), [Anchor(problem.tunable(), ALPHA)], conditions)
+    record = algorithm.step(start, lambda designs: [0.1] * len(designs), torch.Generator().manual_seed(0))
+    assert record.flat_groups == 3
+
+
 def test_a_running_scale_remembers_the_spread_of_its_condition(problem: TiltedProblem) -> None:
     """Variances 0.9 : 0.1 from update to update, through a checkpoint; the group's own (twin) is another number."""
     data = sampled(problem, perturbed(problem), 500)

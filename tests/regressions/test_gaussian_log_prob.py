@@ -4,12 +4,17 @@ import pytest
 import torch
 from torch import nn
 
+from difftilt.algorithms.paths import choose_steps
+from difftilt.algorithms.ppo import PPO
+from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import VectorCodec
 from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import rollout, step_log_prob
 from difftilt.errors import NoDensityError, UnsupportedError
 from difftilt.networks.diffusers_scheduler import from_diffusers
+from difftilt.networks.windowed import windowed
+from difftilt.processes.flow import Flow
 
 
 class Half(nn.Module):
@@ -67,6 +72,47 @@ def test_log_prob_is_of_the_stored_state(rng):
     for k in range(policy.steps):
         again = step_log_prob(policy, *trajectory.states[k : k + 2], *policy.grid[k : k + 2])
         assert torch.equal(again.double(), trajectory.log_prob[k])
+
+
+class Bfloat16(nn.Module):
+    """A network whose weights are bfloat16; it reads a cast of the state, and answers in its own type."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.init.orthogonal_((layer := nn.Linear(64, 64)).weight)
+        self.layer = layer.bfloat16()
+
+    def forward(self, x_t, t, cond=None):
+        return self.layer(x_t.to(self.layer.weight.dtype))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"ratio": "per_dimension"}, {"ratio": "gaussian_kl"}])
+@pytest.mark.parametrize("process", [Flow(0.7, sigma_min=0.05), Flow(0.7, sigma_min=0.05, window=(0.8, 0.2))])
+def test_the_first_ratio_is_one_under_a_bfloat16_network(process, settings, autocast, rng):
+    """Of the stored float32 state, on the same slices; with the state rounded as the network's (twin) it is not."""
+    network = Bfloat16().float() if autocast else Bfloat16()
+    policy = Policy(network, process, VectorCodec(), (64,), steps=5)
+    if process.window != (1, 0):
+        policy = windowed(policy, *process.window)
+    algorithm = PPO(batch=8, epochs=1, minibatches=1, **settings)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert policy.denoiser(policy.prior(1, rng), torch.ones(1)).dtype == torch.bfloat16
+        state = algorithm.init(policy, [Anchor(policy.frozen_copy(), 0.1)])
+        data = algorithm.collect(state, lambda designs: [float(x.sum()) for x in designs], rng)
+        path, rows, steps = data.path, torch.arange(8), data.path.noisy
+        assert path.states.dtype == torch.float32
+        for k in steps.tolist():
+            again = step_log_prob(policy, *path.states[k : k + 2], *path.times[k : k + 2])
+            assert torch.equal(again.double(), path.log_prob[k])
+            rounded = step_log_prob(
+                policy, path.states[k], path.states[k + 1].bfloat16().float(), *path.times[k : k + 2]
+            )
+            assert not torch.equal(rounded.double(), path.log_prob[k])
+        chosen = choose_steps(path, rows, None, rng)
+        loss, seen = algorithm.loss(state, data, algorithm.targets(state, data), chosen, rows, rng)
+        assert seen["log_ratio"].abs().max() < 1e-3
+        assert loss.isfinite()
 
 
 def test_rounding_a_state_after_scoring_it_moves_its_log_prob_down(rng):

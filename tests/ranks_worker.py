@@ -29,6 +29,7 @@ from difftilt.core.codec import TokenCodec
 from difftilt.core.noise import Cosine
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
+from difftilt.errors import StateError
 from difftilt.networks import ConvDenoiser
 from difftilt.problems.landscapes import PairwiseReward
 from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
@@ -44,7 +45,7 @@ COMMON: dict[str, Any] = {"alpha": 0.5, "batch": 15, "learning_rate": 0.02}
 """An odd batch: the last row is made up."""
 METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"baseline": "running", "scale": "running", "steps_per_path": 2, "minibatches": 3},
-    "trajectory_balance": {"log_z": "learned", "replay": 0.5, "minibatches": 1},
+    "trajectory_balance": {"log_z": "learned", "replay": 0.5},
     "reward_backprop": {"random_truncation": True},
 }
 DOUBLES: dict[str, dict[str, Any]] = {
@@ -195,22 +196,58 @@ def everything(folder: Path) -> dict[str, Any]:
     found["stopped"] = tuned("tokens-ppo", folder=kept, on_step=stop)
     found["resumed"] = tuned("tokens-ppo", folder=kept, resume=True)
     found["told"] = told
+    if ranks.count() > 1:
+        found["refused"] = refused(folder)
     return found
 
 
-def without_the_sum(folder: Path) -> dict[str, Any]:
-    ranks._sum = lambda gradient: gradient
-    return {case: tuned(case) for case in ("tokens-ppo", "vectors-reward_backprop")} | {"uneven": split(5)}
+def wrong(folder: Path) -> dict[str, Any]:
+    """Known-bad variants."""
+    right = ranks._sum, ranks._Share.backward
 
-
-def without_the_gradient_of_others(folder: Path) -> dict[str, Any]:
     def own_only(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
         whole = gradients[0].new_zeros(2, *gradients[0].shape)
         whole[distributed.get_rank()] = gradients[0]
         return whole.flatten(0, 1)[: context.rows]
 
-    ranks._Share.backward = staticmethod(own_only)
-    return {"vectors-adjoint_matching": tuned("vectors-adjoint_matching"), "uneven": split(5)}
+    ranks._sum = lambda gradient: gradient
+    no_sum = {case: tuned(case) for case in ("tokens-ppo", "vectors-reward_backprop")} | {"uneven": split(5)}
+    ranks._sum, ranks._Share.backward = right[0], staticmethod(own_only)
+    no_state = {"vectors-adjoint_matching": tuned("vectors-adjoint_matching"), "uneven": split(5)}
+    return {"no sum": no_sum, "no state gradient": no_state}
+
+
+def refused(folder: Path) -> dict[str, Any]:
+    """What ends a run, and with which words, in each process."""
+    policy, reward = tokens()
+    with torch.no_grad():
+        next(policy.parameters()).add_(0.1 * distributed.get_rank())
+    backprop, ppo = (build.ALGORITHMS[name](**COMMON) for name in ("reward_backprop", "ppo"))
+    own = Counted(vectors()[1])
+    own.on_probabilities = lambda p: own.reward.on_probabilities(p) + distributed.get_rank()  # type: ignore[method-assign]
+
+    def fails(record: dict[str, Any]) -> None:
+        raise KeyError("no such gauge")
+
+    def full(*whatever: Any) -> None:
+        raise StateError("expected to write; got a full disk; free space")
+
+    crowded = RunFolder(folder / "crowded")
+    crowded.append = full  # type: ignore[method-assign]
+    runs: dict[str, Callable[[], Any]] = {
+        "another model": lambda: finetune(policy, reward, ppo),
+        "a reward of its own": lambda: finetune(vectors()[0], own, backprop),
+        "a callback": lambda: tuned("tokens-ppo", on_step=fails),
+        "a full disk": lambda: tuned("tokens-ppo", folder=crowded),
+        "a used folder": lambda: tuned("tokens-ppo", folder=RunFolder(folder / "run")),
+    }
+    said = {}
+    for name, run in runs.items():
+        try:
+            run()
+        except Exception as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    return said
 
 
 def a_failing_oracle(folder: Path) -> dict[str, Any]:
@@ -218,29 +255,6 @@ def a_failing_oracle(folder: Path) -> dict[str, Any]:
         raise ZeroDivisionError("the scorer is broken")
 
     finetune(tokens()[0], broken, build.ALGORITHMS["ppo"](**COMMON), folder=RunFolder(folder / "run"))
-    return {}
-
-
-def a_failing_callback(folder: Path) -> dict[str, Any]:
-    def fails(record: dict[str, Any]) -> None:
-        raise KeyError("no such gauge")
-
-    return tuned("tokens-ppo", on_step=fails)
-
-
-def another_model(folder: Path) -> dict[str, Any]:
-    policy, reward = tokens()
-    with torch.no_grad():
-        next(policy.parameters()).add_(0.1 * distributed.get_rank())
-    finetune(policy, reward, build.ALGORITHMS["ppo"](**COMMON), loop=LoopConfig(steps=1))
-    return {}
-
-
-def a_reward_of_its_own(folder: Path) -> dict[str, Any]:
-    policy, reward = vectors()
-    scorer = Counted(reward)
-    scorer.on_probabilities = lambda p: reward.on_probabilities(p) + distributed.get_rank()  # type: ignore[method-assign]
-    finetune(policy, scorer, build.ALGORITHMS["reward_backprop"](**COMMON), loop=LoopConfig(steps=1))
     return {}
 
 

@@ -19,7 +19,7 @@ _PUBLIC = {
     "load": ("difftilt.build", "load_policy"),
     "finetune": ("difftilt.training.finetune", "finetune"),
     "evaluate": ("difftilt.training.evaluate", "evaluate"),
-    "LoopConfig": ("difftilt.training.finetune", "LoopConfig"),
+    "LoopConfig": ("difftilt.training.loop", "LoopConfig"),
     "PPO": ("difftilt.algorithms.ppo", "PPO"),
     "Reinforce": ("difftilt.algorithms.reinforce", "Reinforce"),
     "RewardWeightedMLE": ("difftilt.algorithms.reward_weighted_mle", "RewardWeightedMLE"),

@@ -32,7 +32,8 @@ from difftilt.processes.gaussian import Gaussian
 from difftilt.rewards.oracle import Oracle
 from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint
 from difftilt.tracking.run import RunFolder
-from difftilt.training.finetune import FinetuneResult, LoopConfig, adapt_alpha, finetune, first_alpha, overspent
+from difftilt.training.budget import adapt_alpha, first_alpha, overspent
+from difftilt.training.finetune import FinetuneResult, LoopConfig, finetune
 
 ALPHA = 0.5
 ALGORITHMS = {

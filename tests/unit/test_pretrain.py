@@ -49,11 +49,11 @@ class Scalar(nn.Module):
 def test_the_average_is_its_formula() -> None:
     """By hand: decays min(lambda, (1 + k) / (10 + k)) for k = 1, 2, ...; integers are copied."""
     model = Scalar(0.0)
-    ema, expected = Ema(model, 0.3), 0.0
+    ema, expected = Ema(model.state_dict(), 0.3), 0.0
     for k, value in enumerate([1.0, -2.0, 5.0, 0.5, 3.0], start=1):
         model.weight.data.fill_(value)
         model.count += 1
-        ema.update(model)
+        ema.update(model.state_dict())
         decay = min(0.3, (1 + k) / (10 + k))
         expected = decay * expected + (1 - decay) * value
         assert ema.average["weight"].item() == pytest.approx(expected, rel=1e-12)
@@ -63,11 +63,11 @@ def test_the_average_is_its_formula() -> None:
 
 
 def test_the_average_comes_back_with_its_age() -> None:
-    one, two, model = Ema(Scalar(0.0), 0.99), Ema(Scalar(7.0), 0.99), Scalar(1.0)
-    one.update(model)
+    one, two, model = Ema(Scalar(0.0).state_dict(), 0.99), Ema(Scalar(7.0).state_dict(), 0.99), Scalar(1.0)
+    one.update(model.state_dict())
     two.load_state_dict({"updates": one.updates, "average": {k: v.clone() for k, v in one.average.items()}})
     for ema in (one, two):
-        ema.update(model)
+        ema.update(model.state_dict())
     assert torch.equal(one.average["weight"], two.average["weight"])
     assert two.updates == 2
 

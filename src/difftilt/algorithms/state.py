@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -119,7 +120,8 @@ class TunedState:
         self.policy, self.anchors, self.updates = policy.eval(), list(anchors), 0
         self.conditions = conditions
         self.x_0: Tensor | None = None
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         if not self.parameters:
             raise ConfigError("expected a policy with trainable parameters; got none; call policy.requires_grad_(True)")
         groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": learning_rate}, *(extra or [])]
@@ -182,22 +184,45 @@ class TunedState:
         return sum(anchor.weight for anchor in self.anchors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, optimiser, anchor weights and update count (the references are fixed and not stored)."""
+        """Trained parameters, optimiser, anchor weights and update count; what is fixed is not stored."""
         return {
-            "policy": self.policy.state_dict(),
+            "policy": {name: value.detach() for name, value in self.trained.items()},
             "optimiser": self.optimiser.state_dict(),
             "anchor_weights": [anchor.weight for anchor in self.anchors],
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            StateError: it is that of other anchors, or of other parameters.
+        """
         if len(state["anchor_weights"]) != len(self.anchors):
             raise StateError(
                 f"expected {len(self.anchors)} anchors; got {len(state['anchor_weights'])} in the checkpoint; "
                 "resume with the settings the run was started with"
             )
-        self.policy.load_state_dict(state["policy"])
+        restore(self.trained, state["policy"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.anchors = [Anchor(a.policy, w) for a, w in zip(self.anchors, state["anchor_weights"], strict=True)]
         self.updates = state["updates"]
+
+
+@torch.no_grad()
+def restore(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy ``saved`` numbers into ``parameters``.
+
+    Raises:
+        StateError: names or shapes differ; the first that does is named.
+    """
+    for name in sorted(parameters.keys() | saved.keys()):
+        expected, came = (
+            f"shape {tuple(part[name].shape)}" if name in part else "no such tensor" for part in (parameters, saved)
+        )
+        if expected != came:
+            raise StateError(
+                f"expected {expected} for '{name}'; got {came} in the checkpoint; resume with the model and the "
+                "trainable parameters that the run was started with"
+            )
+        parameters[name].copy_(saved[name])

@@ -7,20 +7,25 @@ from collections.abc import Sequence
 from difftilt.cli.folders import begin, going_on, resume
 from difftilt.cli.job import Job
 from difftilt.cli.kinds import plan_from
+from difftilt.cli.launch import follow, joined
 from difftilt.cli.outcome import print_outcome
 from difftilt.cli.progress import Progress, say
 from difftilt.cli.running import carry_out
 from difftilt.cli.settings import Plan
+from difftilt.core.ranks import is_first
 from difftilt.tracking.run import RunFolder
 
 
 def command(argv: Sequence[str]) -> None:
     """Run ``difftilt finetune``."""
     plan = plan_from(argv)
-    if plan.place.resume is not None:
-        resume(plan, plan.place.resume, _go)
-    else:
-        start(plan, ["difftilt", "finetune", *argv])
+    with joined():
+        if not is_first():
+            follow(plan)
+        elif plan.place.resume is not None:
+            resume(plan, plan.place.resume, _go)
+        else:
+            start(plan, ["difftilt", "finetune", *argv])
 
 
 def start(plan: Plan, words: Sequence[str]) -> None:

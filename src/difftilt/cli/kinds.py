@@ -19,7 +19,7 @@ from difftilt.errors import ConfigError, nearest
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_weighted import ValueWeighted
-from difftilt.training.finetune import LoopConfig
+from difftilt.training.loop import LoopConfig
 
 ZERO = ("feasibility_weight", "log_z_samples", "final_learning_rate", "ess_fraction", "tempering", "moves", *SHARES)
 """Numbers that may be 0."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt import build
+from difftilt.algorithms.state import restore
 from difftilt.cli import flags
 from difftilt.cli.fixing import hold
 from difftilt.cli.job import check_fit, choose_device
@@ -160,7 +161,8 @@ def _tuned(run: RunFolder, settings: Settings) -> Policy:
     policy = build.load_task_policy(build.task(settings.task), settings.models)
     if settings.steps_per_sample is not None:
         policy = policy.with_steps(settings.steps_per_sample)
-    policy.load_state_dict(saved["algorithm"]["policy"])
+    tuned = saved["average"]["average"] if "average" in saved else saved["algorithm"]["policy"]
+    restore({name: value for name, value in policy.named_parameters() if name in tuned}, tuned)
     return hold(policy, settings.fix).eval()
 
 

@@ -244,7 +244,7 @@ def counting_passes(*policies: Policy) -> Generator[Passes]:
         passes.rows += len(arguments[0])
 
     denoisers = {id(policy.denoiser): policy.denoiser for policy in policies}
-    hooks = [denoiser.register_forward_pre_hook(count) for denoiser in denoisers.values()]
+    hooks = [denoiser.register_forward_pre_hook(count, prepend=True) for denoiser in denoisers.values()]
     try:
         yield passes
     finally:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from difftilt.core.ranks import of_first
 from difftilt.core.reward import ConditionalReward, DifferentiableReward, Reward, under
 from difftilt.errors import OracleError, StateError
 from difftilt.rewards.function import FunctionReward, as_reward
@@ -83,7 +84,12 @@ class Oracle:
         return self._answered([_name(design) for design in designs], designs, self.reward)
 
     def _answered(self, names: list[Any], designs: Sequence[Any], reward: Reward) -> Float[Tensor, " B"]:
-        """Answers by name: those not known yet are bought from ``reward``."""
+        """Answers by name. Of several processes together the first one asks, and tells the others."""
+        values, self.calls, self.evaluation_calls = of_first(lambda: self._bought(names, designs, reward))
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _bought(self, names: list[Any], designs: Sequence[Any], reward: Reward) -> tuple[list[float], int, int]:
+        """Values by name, those not known yet from ``reward``; and both counts."""
         new = {name: design for name, design in zip(names, designs, strict=True) if name not in self._answers}
         if new:
             answers = self._ask(new, reward)
@@ -101,7 +107,7 @@ class Oracle:
             fresh = set(names) - self._counted
             self._counted |= fresh
             self.calls += len(fresh)
-        return torch.tensor([self._answers[name].value for name in names], dtype=torch.float64)
+        return [self._answers[name].value for name in names], self.calls, self.evaluation_calls
 
     def _ask(self, new: dict[Any, Any], reward: Reward) -> list[Answer]:
         """Pay for designs, by name; what is not finite becomes NaN."""

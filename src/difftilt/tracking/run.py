@@ -35,7 +35,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process may have been here
         except OSError as error:
             raise StateError(
                 f"expected a run folder that can be written at '{path}'; got '{error.strerror}'; "

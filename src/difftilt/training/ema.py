@@ -8,30 +8,33 @@ initialisation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+
+from difftilt.types import Tensor
 
 
 class Ema:
-    r"""Average of a module's parameters.
+    r"""Average of named tensors; of half-precision ones in float32, where a small step is not rounded away.
 
     Args:
-        module: whose parameters to follow.
-        decay: the limit :math:`\lambda`; 0 follows the parameters exactly.
+        values: what to follow, e.g. a module's ``state_dict()``; the average starts there.
+        decay: the limit :math:`\lambda`; 0 follows the values exactly.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, values: Mapping[str, Tensor], decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.average = {name: _wide(value.detach()).clone() for name, value in values.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take one step towards the module's present parameters."""
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Take one step towards the present values; integers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in module.state_dict().items():
+        for name, value in values.items():
             if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
+                self.average[name].lerp_(_wide(value), 1 - decay)
             else:
                 self.average[name].copy_(value)
 
@@ -44,3 +47,7 @@ class Ema:
         self.updates = state["updates"]
         for name, value in state["average"].items():
             self.average[name].copy_(value)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() and value.itemsize < 4 else value

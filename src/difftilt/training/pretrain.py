@@ -124,7 +124,7 @@ def pretrain(
     device = next(denoiser.parameters()).device
     train, validation = train.to(device), validation.to(device)
     streams = Streams(config.seed, device)
-    average = Ema(denoiser, config.ema)
+    average = Ema(denoiser.state_dict(), config.ema)
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     best: dict[str, Any] = {"validation": math.inf, "weights": average.average}
     history: list[dict[str, float]] = []
@@ -155,7 +155,7 @@ def pretrain(
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0 * train[0].numel() ** 0.5)
         optimiser.step()
-        average.update(denoiser)
+        average.update(denoiser.state_dict())
         running, count = running + loss.detach(), count + 1
         done = update + 1
         if done % config.validate_every == 0 or done == config.updates:

@@ -12,6 +12,7 @@ from difftilt.problems.linear_gaussian import Chain, LinearGaussian
 from difftilt.processes.flow import Flow
 
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)
+TIMES = [k / 8 for k in range(1, 9)]
 COVARIANCE = torch.tensor([[1.0, 0.4], [0.4, 0.7]], dtype=torch.float64)
 
 
@@ -59,6 +60,14 @@ def test_ode_steps_are_eulers_and_have_no_density():
     assert not process.memoryless
     with pytest.raises(NoDensityError):
         law.log_prob(x_t)
+
+
+def test_the_floor_is_that_of_the_windows_steps():
+    """Outside, a step has no noise whatever the floor is; at the window's first time it has, at its end it has not."""
+    process, x_t = Flow(0.7, sigma_min=0.3, window=(0.75, 0.25)), torch.zeros(1, 2)
+    stds = {t: process.transition(x_t, x_t, torch.tensor(t), torch.tensor(t - 0.125)).std.item() for t in TIMES}
+    assert {t for t, std in stds.items() if std > 0} == {0.75, 0.625, 0.5, 0.375}
+    assert min(std for std in stds.values() if std > 0) == pytest.approx(0.3)
 
 
 def test_the_memoryless_kernel_is_the_posterior_of_the_path():

@@ -10,30 +10,7 @@ the ratio :math:`\rho_k = p_\theta(x_s|x_t) / p_{old}(x_s|x_t)`, the denominator
         \min\big( \rho_k A_b,\; \mathrm{clip}(\rho_k, 1 - \epsilon, 1 + \epsilon) A_b \big)          \qquad (1)
 
 At the first pass :math:`\rho = 1` and the gradient of (1) is the unbiased score-function gradient of the objective.
-An update may use a random subset of the steps, scaled by their number over n; steps without density carry no ratio and
-are never among them.
-
-**Many dimensions.** For Gaussian steps of one std, moved by :math:`\Delta` in the mean,
-:math:`\log\rho \sim N(-KL, 2 KL)` with :math:`KL = |\Delta|^2 / 2 \sigma^2`, a sum over the ``d`` dimensions of the
-event. A move by a fiftieth of :math:`\sigma` in each of 10,000 is 2 nats a step: most :math:`\rho` lie outside the
-clip range, and few carry all the weight. So ``ratio`` names one of three surrogates, whose gradients agree at the first
-pass:
-
-- ``"exact"``: (1), importance sampling.
-- ``"per_dimension"``: (1) with :math:`\rho^{1/d}` for :math:`\rho` and :math:`\epsilon` in that unit, times ``d``. Away
-  from the first pass this is no importance sampling: its gradient is the score function at old samples,
-  :math:`\rho^{1/d} A \nabla \log p_\theta`, within a trust region on :math:`\log\rho / d`.
-- ``"gaussian_kl"``: with the mean :math:`\mu_{old}` stored at rollout,
-
-.. math::
-
-    L(\theta) = - \frac1B \sum_b \sum_{k:\; KL_k \le \delta}
-        A_b \big( \log\rho_k + KL_k \big), \quad
-    \log\rho + KL = \langle x_s - \mu_{old},\, \mu_\theta - \mu_{old} \rangle / \sigma^2, \quad
-    KL = | \mu_\theta - \mu_{old} |^2 / 2 \sigma^2                                               \qquad (3)
-
-  linear in the mean, so that nothing degenerates however many dimensions there are; a step that has moved by more than
-  :math:`\delta` nats is left alone.
+An update may use a random subset of the steps, scaled by K / n; those without density have no ratio and do not count.
 
 The KL to the anchors is either *sampled*, inside the return, whose noise then vanishes at the optimum; or in *closed
 form*: the return is :math:`r - \sum_a w_a \sum_k KL_{a,k}` and the loss gains the direct gradient
@@ -43,6 +20,23 @@ form*: the return is :math:`r - \sum_a w_a \sum_k KL_{a,k}` and the loss gains t
 
 Either part alone is wrong (0.13 to 0.24 nats off on a small chain). Where designs can be infeasible the objective has
 the KL of :math:`p_\theta(\cdot | F)`, which no sum over steps gives in closed form: there it is refused.
+
+**Many dimensions.** For Gaussian steps of one std, moved by :math:`\Delta` in the mean,
+:math:`\log\rho \sim N(-KL, 2 KL)`, where :math:`KL = |\Delta|^2 / 2 \sigma^2` sums over the event's ``d`` dimensions. A
+move by :math:`\sigma / 50` in each of 10,000 is 2 nats: most :math:`\rho` lie outside the clip range, and few carry all
+the weight. So ``ratio`` names one of three surrogates, whose gradients agree at the first pass:
+
+- ``"exact"``: (1), importance sampling.
+- ``"per_dimension"``: (1) with :math:`\rho^{1/d}` for :math:`\rho` and :math:`\epsilon` in that unit, times ``d``. Away
+  from the first pass this is no importance sampling: its gradient is the score function at old samples,
+  :math:`\rho^{1/d} A \nabla \log p_\theta`, within a trust region on :math:`\log\rho / d`.
+- ``"gaussian_kl"``: with the means :math:`\mu_{old}` stored at rollout, (3). It is linear in the mean, so that nothing
+  degenerates; a step that has moved by more than :math:`\delta` nats is left alone.
+
+.. math::
+
+    L(\theta) = - \frac1B \sum_b \sum_{k:\; KL_k \le \delta} A_b \big( \log\rho_k + KL_k \big), \quad
+    \log\rho + KL = \langle x_s - \mu_{old},\, \mu_\theta - \mu_{old} \rangle / \sigma^2                \qquad (3)
 
 Differs from the papers in: advantages are centred by the other paths' mean, and not divided by a standard deviation
 unless asked (that turns alpha into alpha * std); log-probabilities are sums, not means, over the event, unless asked.
@@ -161,8 +155,7 @@ class PPO(BaselineSettings):
     ratio: str = "exact"
     """``"exact"``, ``"per_dimension"`` or ``"gaussian_kl"`` (Gaussian and flow processes only); see the module."""
     clip: float | None = None
-    """Clip range of the ratio, in its own unit; 0.2 for exact ones and 0.0001 per dimension when not set. Healthy:
-    0.1 to 0.3, or that over the number of dimensions d; to 1 / d where d is large."""
+    """Clip range, in the ratio's unit; default 0.2, per dimension 0.0001. Healthy: 0.1 to 0.3; 0.2 / d to 1 / d."""
     trust_kl: float = 0.1
     """Trust region of ``"gaussian_kl"``, nats per step, summed over the event; healthy: 0.01 to 1."""
     epochs: int = 2
@@ -202,10 +195,10 @@ class PPO(BaselineSettings):
         Raises:
             UnsupportedError: some design is infeasible, where the closed form is not the KL of the feasible paths.
         """
-        with_kl, with_means = self.kl == "closed_form", self.ratio == "gaussian_kl"
-        data = collect(state, reward, self.batch, rng, with_kl=with_kl, with_means=with_means)
+        closed = self.kl == "closed_form"
+        data = collect(state, reward, self.batch, rng, with_kl=closed, with_means=self.ratio == "gaussian_kl")
         lost = int((~data.scores.feasible).sum())
-        if self.kl == "closed_form" and lost:
+        if closed and lost:
             raise UnsupportedError(
                 "expected a feasible design on every path for kl 'closed_form', which averages over all that a step "
                 f"may draw; got {lost} of {self.batch} infeasible; use kl 'sampled'"
@@ -229,10 +222,9 @@ class PPO(BaselineSettings):
         if self.ratio == "gaussian_kl":
             assert isinstance(law, GaussianStep)
             assert steps.mean is not None
-            loss, moved = gaussian_kl_loss(
-                law.mean, steps.mean, steps.x_s, law.std, advantage, trust_kl=self.trust_kl, **sums
-            )
-            outside = moved > self.trust_kl
+            drawn, trust = (law.mean, steps.mean, steps.x_s, law.std), self.trust_kl
+            loss, moved = gaussian_kl_loss(*drawn, advantage, trust_kl=trust, **sums)
+            outside = moved > trust
         else:
             dimensions = steps.x_s[0].numel() if self.ratio == "per_dimension" else 1
             clip = CLIPS[self.ratio] if self.clip is None else self.clip

@@ -270,7 +270,7 @@ if __name__ == "__main__":
         init_method=f"file://{folder}/{name}-store",
         rank=rank,
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=120),
     )
     (folder / f"{name}-{rank}.json").write_text(json.dumps(globals()[name](folder)))
     distributed.destroy_process_group()

@@ -22,8 +22,8 @@ from ranks_worker import CASES, SPLITS, UPDATES
 
 TESTS = Path(__file__).parents[1]
 SOURCE = Path(ranks.__file__).parents[2]
-PATIENCE = 150
-"""Seconds: a process that waits for one that has gone gives up after 60."""
+PATIENCE = 280
+"""Seconds: a process that waits for one that has gone gives up after 120."""
 
 
 def in_processes(

@@ -137,9 +137,8 @@ class _Split:
 
     def share(self, network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Arguments of this process."""
-        n = len(arguments[0])
-        split = n > 0 and not self.rows
-        self.rows.append(n if split else None)
+        split = not self.rows
+        self.rows.append(len(arguments[0]) if split else None)
         return tuple(_rows(argument) for argument in arguments) if split else None
 
     def gather(self, network: nn.Module, arguments: tuple[Any, ...], prediction: Tensor | None) -> Tensor | None:

@@ -38,8 +38,8 @@ import torch
 import torch.nn.functional as F
 
 from difftilt.algorithms.advantages import FeasibilitySettings, grouped_advantage, mean_of_others
-from difftilt.algorithms.paths import PathInfo, ScoredPaths, path_return
-from difftilt.algorithms.state import TunedState, check_settings, refuse_conditions, refuse_lone_paths
+from difftilt.algorithms.paths import PathInfo, ScoredPaths, Steps, path_return, split_steps
+from difftilt.algorithms.state import GreedyState, check_settings, refuse_conditions, refuse_lone_paths
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
@@ -54,8 +54,8 @@ MEMORY = 0.9
 """Of running means and spreads, per update that saw the condition."""
 
 
-class BaselineState(TunedState):
-    """:class:`TunedState` with the running means and, for ``value``, the network (nats)."""
+class BaselineState(GreedyState):
+    """A tuned state with the running means and, for ``value``, the network (nats)."""
 
     def __init__(
         self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None, *, learning_rate: float, value: bool
@@ -106,6 +106,10 @@ class BaselineSettings(FeasibilitySettings):
     scale: str = "none"
     """``"none"``, ``"batch"``, ``"group"`` or ``"running"``: whose standard deviation divides the advantages."""
 
+    rows_per_pass: int | None = None
+    """Steps that the network reads at once in an update; a minibatch's others follow, and gradients are summed, so that
+    memory is that of these. All of the minibatch when not set."""
+
     info = BaselineInfo
 
     def __post_init__(self) -> None:
@@ -122,6 +126,10 @@ class BaselineSettings(FeasibilitySettings):
         if value:
             refuse_conditions(conditions, "the value baseline")
         return BaselineState(policy, anchors, conditions, learning_rate=self.learning_rate, value=value)
+
+    def parts(self, steps: Steps) -> list[Steps]:
+        """At most ``rows_per_pass`` at a time: the loss is a sum over steps."""
+        return [steps] if self.rows_per_pass is None else split_steps(steps, self.rows_per_pass)
 
     def learn(self, state: BaselineState, data: ScoredPaths, rng: torch.Generator) -> Any:
         """The passes over ``data``, and the count of groups that had nothing to teach."""

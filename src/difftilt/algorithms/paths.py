@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -139,6 +140,18 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
     )
 
 
+def split_steps(steps: Steps, rows: int) -> list[Steps]:
+    """The same steps, at most ``rows`` to a part, in order."""
+
+    def part(value: Any, stretch: slice) -> Any:
+        if isinstance(value, Mapping):
+            return {name: part(entry, stretch) for name, entry in value.items()}
+        return value[stretch] if isinstance(value, Tensor) else value
+
+    stretches = [slice(start, start + rows) for start in range(0, len(steps.path), rows)]
+    return [Steps(**{f.name: part(getattr(steps, f.name), s) for f in fields(steps)}) for s in stretches]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathInfo:
     r"""What one update of any of these methods logs.
@@ -150,7 +163,7 @@ class PathInfo:
     reward: float
     """Mean reward of the feasible designs of the rollout, reward units."""
     kl_nats: float
-    """Path KL of the rollout to the first anchor (k1: sampled log-ratios), nats."""
+    """Path KL of the rollout to the first anchor (k1: sampled log-ratios), nats; NaN without anchors."""
     feasible_fraction: float
     """Share of designs with a reward; healthy: rising to 1."""
     return_std: float
@@ -205,18 +218,24 @@ class PathSettings(ABC):
             order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
             for rows in order.tensor_split(minibatches):
                 steps = choose_steps(path, rows, self.steps_per_path, rng)
-                loss, numbers = self.loss(state, data, targets, steps, rows, rng)
-                norms.append(state.descend(loss, self.max_gradient_norm))
+
+                def losses(steps: Steps = steps, rows: Tensor = rows) -> Iterator[Tensor]:
+                    for part in self.parts(steps):
+                        loss, numbers = self.loss(state, data, targets, part, rows, rng)
+                        watched.append(numbers)
+                        yield loss
+
+                norms.append(state.descend(losses(), self.max_gradient_norm))
                 evaluations += self.evaluations(state, steps)
                 calls += self.scored(steps)
-                watched.append(numbers)
         state.updates += 1
         seen = data.own if data.own.any() else torch.ones_like(data.own)
         away = (path.log_prob.sum(0) - data.behaviour_log_prob).where(~data.own, 0.0)[seen]
+        away_from = path.log_ratio[0].sum(0)[seen] if state.anchors else torch.full_like(away, math.nan)
         weight, value, feasible = (away - away.max()).exp(), data.scores.value[seen], data.scores.feasible[seen]
         return self.info(
             reward=((weight * value)[feasible].sum() / weight[feasible].sum()).item(),
-            kl_nats=((weight * path.log_ratio[0].sum(0)[seen]).sum() / weight.sum()).item(),
+            kl_nats=((weight * away_from).sum() / weight.sum()).item(),
             feasible_fraction=(weight[feasible].sum() / weight.sum()).item(),
             return_std=Scores(returns[seen]).std / state.alpha,
             gradient_norm=torch.stack(norms).mean().item(),
@@ -244,6 +263,10 @@ class PathSettings(ABC):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of one minibatch (``steps`` of the paths ``rows``), and numbers to watch."""
+
+    def parts(self, steps: Steps) -> list[Steps]:
+        """The steps of a minibatch, as :meth:`loss` is to read them one after the other; its values are then summed."""
+        return [steps]
 
     def evaluations(self, state: Any, steps: Steps) -> int:
         """Network passes of one :meth:`loss`."""

@@ -76,7 +76,8 @@ class PPOInfo(BaselineInfo):
     """What one update logs."""
 
     ratio_first_pass: float
-    """Largest ``|log ratio|`` against the stored log-prob in the first minibatch, nats; healthy: below 1e-4."""
+    """Largest ``|log ratio|`` against the stored log-prob in the first pass of the network, nats; healthy: below
+    1e-4."""
     clip_fraction: float
     """Share of steps outside the clip range or trust region; healthy: 0.02 to 0.3. Exactly 0: it never acts."""
     log_ratio_rms: float
@@ -230,7 +231,7 @@ class PPO(BaselineSettings):
             clip = CLIPS[self.ratio] if self.clip is None else self.clip
             loss = ppo_loss(log_prob, steps.log_prob, advantage, clip=clip, dimensions=dimensions, **sums)
             outside = ((log_ratio / dimensions).exp() - 1).abs() > clip
-        if self.kl == "closed_form":
+        if self.kl == "closed_form" and state.anchors:
             with torch.no_grad():
                 others = [other.step(steps.x_t, steps.t, steps.s, steps.cond) for other in state.references]
             kl = torch.stack([law.kl(other) for other in others]).double()

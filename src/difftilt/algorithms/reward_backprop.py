@@ -35,13 +35,14 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.algorithms.state import TunedState, check_settings
+from difftilt.algorithms.state import GreedyState, TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions, repeated
 from difftilt.core.policy import Policy
@@ -78,12 +79,12 @@ def reward_backprop_loss(
     Args:
         reward: :math:`r(x_0)`, reward units. Gradient flows.
         kl: path sums of the step KLs to each anchor, nats. Gradient flows.
-        weights: :math:`w_a`, reward units per nat.
+        weights: :math:`w_a`, reward units per nat; none where there is no KL.
 
     Returns:
-        Nats; smaller is better, bounded below by ``-log Z``.
+        Nats; smaller is better, bounded below by ``-log Z``. Without weights the reward alone, in its units.
     """
-    return -(reward - (weights[:, None] * kl).sum(0)).mean() / weights.sum()
+    return -(reward - (weights[:, None] * kl).sum(0)).mean() / (weights.sum() if len(weights) else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class RewardBackprop:
     def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> TunedState:
         """Start tuning ``policy`` in place."""
         check_settings(self)
-        return TunedState(policy, anchors, conditions, learning_rate=self.learning_rate)
+        return GreedyState(policy, anchors, conditions, learning_rate=self.learning_rate)
 
     def step(self, state: TunedState, reward: Reward, rng: torch.Generator) -> RewardBackpropInfo:
         """One differentiable rollout and one optimiser step.
@@ -158,11 +159,11 @@ class RewardBackprop:
                 "pathwise gradient; use --algorithm ppo or trajectory_balance"
             )
         loss = reward_backprop_loss(value, kl, state.weights)
-        norm = state.descend(loss, self.max_gradient_norm)
+        norm = state.descend([loss], self.max_gradient_norm)
         state.updates += 1
         return RewardBackpropInfo(
             reward=value[: self.batch].mean().item(),
-            kl_nats=kl[0, : self.batch].mean().item(),
+            kl_nats=kl[0, : self.batch].mean().item() if state.anchors else math.nan,
             tau=tau,
             gradient_norm=norm.item(),
             network_evaluations=(2 * (policy.steps + more) - int(cut.min())) * self.batch * (1 + len(state.anchors)),
@@ -248,7 +249,8 @@ def differentiable_step(
         noise.manual_seed(seeds[k])
         t, s = policy.grid[k], policy.grid[k + 1]
         law = policy.step(x, t, s, cond)
-        kl = torch.stack([law.kl(other.step(x, t, s, cond)) for other in references]).double()
+        spent = [law.kl(other.step(x, t, s, cond)) for other in references]
+        kl = torch.stack(spent).double() if spent else torch.zeros((0, len(x)), device=x.device).double()
         return (law.relax(noise, tau=tau) if law.discrete else law.rsample(noise)), kl
 
     return step

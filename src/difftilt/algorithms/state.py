@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -89,9 +89,12 @@ def charge_every_step(policy: Policy, anchors: list[Anchor], conditions: Conditi
 class TunedState:
     """A policy under training; the optimiser lives as long as the state does.
 
+    Without anchors, which :attr:`greedy` methods take, alpha is 0: there is no KL and no law to reach, no reference is
+    run, and what is told in nats elsewhere is in reward units.
+
     Args:
         policy: tuned in place; put in eval mode, because train-time randomness would make ratios meaningless.
-        anchors: reference policies and their weights; at least one, all weights positive.
+        anchors: reference policies and their weights, all positive; at least one, unless :attr:`greedy`.
         conditions: what designs are made for; ``None`` where the model has no conditions.
         learning_rate: of Adam.
         extra: further parameters to train, each with its own learning rate.
@@ -102,6 +105,9 @@ class TunedState:
             Steps that a frozen network runs, alike for all anchors, need none (:mod:`difftilt.networks.windowed`).
     """
 
+    greedy = False
+    """Whether the objective without a KL, :math:`E[r]`, is one that the method can climb."""
+
     def __init__(
         self,
         policy: Policy,
@@ -111,7 +117,8 @@ class TunedState:
         learning_rate: float,
         extra: list[dict[str, Any]] | None = None,
     ) -> None:
-        if not anchors or not all(math.isfinite(anchor.weight) and anchor.weight > 0 for anchor in anchors):
+        whole = anchors or self.greedy
+        if not whole or not all(math.isfinite(anchor.weight) and anchor.weight > 0 for anchor in anchors):
             came = [anchor.weight for anchor in anchors]
             raise ConfigError(
                 f"expected alpha > 0 for every anchor; got {came}; the tilted law needs a positive temperature"
@@ -135,14 +142,18 @@ class TunedState:
         index = self.conditions.draw(n, rng)
         return index, self.conditions.rows(index)
 
-    def descend(self, loss: Float[Tensor, ""], max_gradient_norm: float) -> Float[Tensor, ""]:
-        """One optimiser step down ``loss``; returns the gradient's norm before it is cut to ``max_gradient_norm``.
+    def descend(self, losses: Iterable[Float[Tensor, ""]], max_gradient_norm: float) -> Float[Tensor, ""]:
+        """One optimiser step down the sum of ``losses``, one graph at a time.
+
+        Returns:
+            The gradient's norm before it is cut to ``max_gradient_norm``.
 
         Raises:
             StateError: the gradient is not finite. The parameters stay as they were.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for loss in losses:
+            loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, max_gradient_norm)
         if not norm.isfinite():
             raise StateError(
@@ -180,8 +191,8 @@ class TunedState:
 
     @property
     def alpha(self) -> float:
-        """Total temperature, the sum of the weights."""
-        return sum(anchor.weight for anchor in self.anchors)
+        """Total temperature, the sum of the weights; what divides rewards: 1 where there are none."""
+        return sum(anchor.weight for anchor in self.anchors) or 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Trained parameters, optimiser, anchor weights and update count; what is fixed is not stored."""
@@ -226,3 +237,9 @@ def restore(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
                 "trainable parameters that the run was started with"
             )
         parameters[name].copy_(saved[name])
+
+
+class GreedyState(TunedState):
+    """That of a method which can do without a KL."""
+
+    greedy = True

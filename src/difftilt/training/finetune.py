@@ -74,7 +74,8 @@ def finetune(
         policy: the pretrained policy; left as it is. Its parameters that require gradients are tuned; where none does,
             its adapters, else all.
         reward: what to raise; counted, cached and (with a folder) recorded.
-        algorithm: its settings; ``algorithm.alpha`` weighs the pretrained policy where ``anchors`` is not given.
+        algorithm: its settings; ``algorithm.alpha`` weighs the pretrained policy where ``anchors`` is not given. At 0
+            no reference is run, and there is no law to reach (``ppo``, ``reinforce``, ``reward_backprop`` only).
         loop: settings of the loop.
         anchors: reference policies and weights, reward units per nat.
         conditions: what designs are made for, where the policy is conditional.
@@ -104,7 +105,7 @@ def finetune(
         )
     pretrained = policy.frozen_copy()
     tuned = policy.copy().requires_grad_(True)
-    anchors = anchors or [Anchor(pretrained, algorithm.alpha)]
+    anchors = anchors or ([Anchor(pretrained, algorithm.alpha)] if algorithm.alpha else [])
     everyone = (tuned, pretrained, *(anchor.policy for anchor in anchors))
     with together(*(each.denoiser for each in everyone)):
         state = algorithm.init(tuned, anchors) if conditions is None else algorithm.init(tuned, anchors, conditions)
@@ -175,11 +176,14 @@ def finetune(
                 "oracle_calls": oracle.calls,
                 **totals,
                 "seconds": time.monotonic() - started,
-                "alpha": state.anchors[0].weight,
+                "alpha": state.anchors[0].weight if state.anchors else 0.0,
                 **info,
             }
+            if not state.anchors:
+                record["kl_nats"] = None
             _check_finite(record, tuned)
-            refuse_unlike("reward and KL", torch.tensor([record["reward"], record["kl_nats"]], dtype=torch.float64))
+            shown = [record["reward"], record["kl_nats"] or 0.0]
+            refuse_unlike("reward and KL", torch.tensor(shown, dtype=torch.float64))
             if average is not None:
                 average.update(trained)
             if loop.kl_budget is not None:
@@ -193,7 +197,7 @@ def finetune(
     if average is not None:
         restore(trained, average.average)
     tuned.eval().requires_grad_(False)
-    return FinetuneResult(tuned, pretrained, state.anchors[0].weight, oracle, history)
+    return FinetuneResult(tuned, pretrained, state.anchors[0].weight if state.anchors else 0.0, oracle, history)
 
 
 def _begin(folder: RunFolder | None, *, resume: bool) -> tuple[int, list[dict[str, Any]]]:
@@ -222,7 +226,7 @@ def _check_finite(record: dict[str, Any], policy: Policy) -> None:
         StateError: the KL is not finite, or a parameter is not.
     """
     broken = [name for name, value in policy.named_parameters() if not value.isfinite().all()]
-    if broken or not math.isfinite(record["kl_nats"]):
+    if broken or not math.isfinite(record["kl_nats"] or 0.0):
         came = f"'{broken[0]}' with other numbers" if broken else f"a KL of {record['kl_nats']} nats"
         raise StateError(
             f"expected a finite policy after update {record['step']}; got {came}; lower the learning rate (the last "

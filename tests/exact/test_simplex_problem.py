@@ -190,7 +190,9 @@ def test_variation_tells_its_noise_and_its_error():
     away = [variation(observed(other), exact_law) for _ in range(200)]
     found = torch.tensor([one.found for one in away])
     assert found.std().item() == pytest.approx(sum(one.error for one in away) / 200, rel=0.3)
-    assert found.mean().item() >= 0.5 * (other - exact_law).abs().sum().item()  # never below, on average
+    true = 0.5 * (other - exact_law).abs().sum().item()
+    assert found.mean().item() > true - 5 * found.std().item() / 200**0.5  # never below, on average
+    assert mean > 0.02  # twin: of draws of the law itself, whose own distance is 0, it is above
 
 
 def test_a_policy_at_the_law_passes_and_the_pretrained_one_or_too_few_draws_fail(exact):

@@ -120,7 +120,7 @@ ON_STICKS: dict[str, dict[str, Any]] = {
 """Settings that differ on the long chain of `simplex`; a small tilt needs no more."""
 MANY_DRAWS = {"smc": 40_000, "smc:default": 40_000, "smc:bootstrap": 100_000, "classifier_guidance:default": 2_000}
 """Where weights are uneven and draws cheap, or draws dear."""
-STICK_DRAWS = 100_000
+STICK_DRAWS = 200_000
 """Designs to draw on `simplex` where total variation is judged: of exact draws it is 0.004."""
 
 

@@ -241,6 +241,16 @@ def test_draws_of_the_law_pass_and_others_fail(tiny):
     assert steering.judge_draws(tiny, few, plain, generator())[0] is False
 
 
+def test_draws_are_judged_by_total_variation_with_its_sampling_error(tiny):
+    """Twins: p_pre itself, and too few draws."""
+    claim = Claim(TILTED, variation=0.03)
+    passed, reason, _ = steering.judge_draws(tiny, claim, even(tiny, tiny.tilted, 1000), generator())
+    assert passed is True, reason
+    assert reason.startswith("TV 0.0")
+    assert steering.judge_draws(tiny, claim, even(tiny, tiny.pretrained_law, 1000), generator())[0] is False
+    assert steering.judge_draws(tiny, claim, even(tiny, tiny.tilted, 20), generator())[0] is False
+
+
 def test_too_few_draws_do_not_pass(tiny):
     claim = Claim(TILTED, nats=0.001)
     assert steering.judge_draws(tiny, claim, even(tiny, tiny.tilted, 20), generator())[0] is False
@@ -375,7 +385,7 @@ def test_every_method_is_in_the_table_and_every_claim_can_be_judged():
         claim = pair.claim
         assert claim.target in TARGETS
         assert (claim.target == NONE) == bool(claim.why)
-        assert (claim.target == NONE) == (claim.nats is None and claim.removed is None)
+        assert (claim.target == NONE) == (claim.nats is claim.removed is claim.variation is None)
         if not pair.steered:
             algorithm, updates = pair.recipe()
             assert isinstance(algorithm, build.algorithm(pair.label.partition(":")[0]))

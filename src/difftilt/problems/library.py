@@ -11,6 +11,7 @@ linear-gaussian       gaussian closed forms; ``linear-gaussian-8`` to ``-64`` fo
 initial-law           gaussian not memoryless: a fixed prior cannot reach the tilted law
 mixture               gaussian two modes, by quadrature on the line
 uniform               uniform  3 letters on 3 positions in 32 steps: a class optimum within 0.0003 nats
+simplex               simplex  3 letters on 3 positions in 96 steps: the law of decoded designs, by quadrature on sticks
 linear-gaussian-flow  flow     the data of linear-gaussian on the straight path, 16 memoryless steps
 ===================== ======== ======================================================================================
 
@@ -20,15 +21,17 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from difftilt.core.codec import Codec, TokenCodec
+from difftilt.core.codec import Codec, SimplexCodec, TokenCodec
 from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.noise import VP, Cosine
+from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward
 from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, nearest
@@ -40,10 +43,13 @@ from difftilt.problems.line import LineProblem
 from difftilt.problems.linear_gaussian import LinearGaussian, Quadratic
 from difftilt.problems.mixture import mixture_policy
 from difftilt.problems.problem import Problem
+from difftilt.problems.simplex import SimplexProblem
+from difftilt.problems.stick_posterior import StickPosterior
 from difftilt.problems.tfbind import tfbind
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.processes.flow import Flow
 from difftilt.processes.gaussian import Gaussian
+from difftilt.processes.simplex import Simplex
 from difftilt.types import Float, Tensor
 
 Scores = Mapping[str, float]
@@ -154,6 +160,23 @@ def _uniform(alpha: float) -> DenseProblem:
     return uniform_problem(joint, base.reward, codec, steps=32, alpha=alpha)
 
 
+@functools.cache
+def _simplex(alpha: float) -> SimplexProblem:
+    """The letters of ``uniform`` without their correlations; most steps are where letters are decided.
+
+    Cached: its quadrature takes seconds.
+    """
+    base = random_pairwise(3, 3, alpha=alpha, target_kl=0.1)
+    joint, process = base.pretrained_law.view([3] * 3), Simplex(3)
+    first, second, third = (joint.sum([axis for axis in range(3) if axis != i]) for i in range(3))
+    parts = ((1.0, 0.6, 8), (0.6, 0.1, 80), (0.1, 0.0, 8))
+    times = [torch.linspace(high, low, n + 1, dtype=torch.float64)[:-1] for high, low, n in parts]
+    grid = torch.cat([*times, torch.zeros(1, dtype=torch.float64)])
+    denoiser = StickPosterior.of(first[:, None, None] * second[:, None] * third, grid, process)
+    policy = Policy(denoiser, process, SimplexCodec("ACG", 3), (3, 2), grid=grid)
+    return SimplexProblem(policy.frozen_copy(), base.reward, alpha=alpha)
+
+
 LIBRARY: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -175,6 +198,7 @@ LIBRARY: dict[str, Entry] = {
         Entry("initial-law", "gaussian", "16 DDIM steps, eta 0.3: the prior keeps part of the tilt", 0.5, _initial_law),
         Entry("mixture", "gaussian", "two modes on the line, 16 DDPM steps", 0.5, _mixture),
         Entry("uniform", "uniform", "3 letters on 3 positions in 32 steps, 1 nat", 0.5, _uniform),
+        Entry("simplex", "simplex", "3 letters on 3 positions, decoded after 96 steps, 0.1 nats", 0.5, _simplex),
         Entry(
             "linear-gaussian-flow",
             "flow",

@@ -277,12 +277,10 @@ class Tables:
 
     def mean_lines(self, u: Float[Tensor, "B L V1"], index: Int[Tensor, " T"]) -> tuple[Tensor, Tensor]:
         """:math:`M_0` and :math:`M_1` at sticks ``u``, linear between points. Gradient flows to ``u``."""
-        index = index.to(self.lines.device)
-        lines, times = self.lines[index].to(u), self.times[index].to(u)[:, None]
+        index = index.to(self.lines.device).view(-1, 1, 1)
         place = u.sqrt().clamp(max=1.0).asin() * ((POINTS - 1) / (math.pi / 2))
         left = place.detach().floor().long().clamp(max=POINTS - 2)
-        share, stick = place - left, torch.arange(u.shape[-1], device=u.device)
-        row = torch.arange(len(index), device=u.device).view(-1, 1, 1)
-        low, high = lines[row, stick, :, left], lines[row, stick, :, left + 1]
-        both = (low + share[..., None] * (high - low)) / times[..., None]
+        share, stick = (place - left)[..., None], torch.arange(u.shape[-1], device=u.device)
+        low, high = (self.lines[index, stick, :, point].to(u) for point in (left, left + 1))
+        both = (low + share * (high - low)) / self.times[index, stick].to(u)[..., None]
         return both[..., 0], both[..., 1]

@@ -1,7 +1,8 @@
 """Which law each method says it samples on each problem, how near is near enough, and with which settings it is run.
 
 A *label* is the name of an algorithm or sampler, with ``:variant`` behind it where one is run in several ways. Bars of
-KL are 0.003 nats for score-function and balance methods, 0.01 for the others. Where the trained class lacks the target,
+KL are 0.003 nats for score-function and balance methods, 0.01 for the others; on `simplex`, where a tuned law is
+known by its draws alone, 0.02 of total variation, sampling error included. Where the trained class lacks the target,
 methods whose fixed point is the maximum of the objective claim the class optimum; the others claim nothing there. What
 a method is not defined for raises :class:`~difftilt.errors.UnsupportedError` when it is run: no list of it is kept.
 """
@@ -31,7 +32,7 @@ def kind_of(problem: str) -> str:
         return "factor"
     if problem == "mixture":
         return "line"
-    by_process = {"gaussian": "affine", "flow": "affine", "uniform": "dense"}
+    by_process = {"gaussian": "affine", "flow": "flow", "uniform": "dense", "simplex": "sticks"}
     if LIBRARY[problem].process in by_process:
         return by_process[LIBRARY[problem].process]
     return {"pairwise-independent": "parallel", "infeasible": "infeasible"}.get(problem, "chain")
@@ -47,12 +48,16 @@ class Claim:
     """Most KL to it, nats."""
     removed: float | None = None
     """Least share of the pretrained policy's KL to it that is gone, in place of :attr:`nats`."""
+    variation: float | None = None
+    """Largest total variation that draws may show, sampling error included, in place of :attr:`nats`."""
     moments: float | None = None
     """Largest relative error of mean and covariance, besides."""
     why: str = ""
     """Why no law is claimed."""
 
 
+LINEAR = ("affine", "flow")
+"""Kinds whose laws are Gaussian."""
 SQUARES = ("path_consistency", "detailed_balance", "subtrajectory_balance")
 """Methods whose loss is 0 only at the target itself."""
 SCORE = ("ppo", "reinforce", "trajectory_balance", "vargrad", *SQUARES)
@@ -66,7 +71,9 @@ def trained_claim(label: str, kind: str) -> Claim:
     name = label.partition(":")[0]
     if name == "raft":
         return Claim(NONE, why="alpha does not enter: the reward grows until the policy repeats itself")
-    if name == "reward_backprop" and kind not in ("affine", "line"):
+    if kind == "sticks" and name not in (*SQUARES, "renoised_mle"):
+        return Claim(TILTED, variation=0.02)
+    if name == "reward_backprop" and kind not in (*LINEAR, "line"):
         return Claim(NONE, why="straight-through tokens: the gradient is biased, less so as tau falls")
     if kind == "factor":
         return Claim(FIXED, removed=0.99)
@@ -77,7 +84,7 @@ def trained_claim(label: str, kind: str) -> Claim:
         return Claim(NONE, why="its residual cannot vanish in a class that lacks the target")
     if name == "renoised_mle":
         return Claim(NONE, why="it learns the reversal of the noising law, not of the chain's own bridge")
-    if kind == "affine":
+    if kind in LINEAR:
         return Claim(CLASS, nats=bar, moments=0.01)
     if name in FORWARD:
         return Claim(NONE, why="its fixed point is the class's forward-KL optimum, another law than that of best J")
@@ -104,16 +111,27 @@ STEERED: dict[str, dict[str, Any]] = {
 (``:default``); ``:mala`` is given the pretrained law's own density."""
 DRAWS = {"masked": 20_000, "gaussian": 5_000}
 """Designs to draw, by process: cells of tokens are many."""
+ON_STICKS: dict[str, dict[str, Any]] = {
+    "value_weighted": {"candidates": 32},
+    "value_weighted:argmax": {"candidates": 32, "choice": "argmax"},
+    "refine": {"moves": 100},
+    "refine:renoised": {"moves": 100, "restart": "renoised"},
+}
+"""Settings that differ on the long chain of `simplex`; a small tilt needs no more."""
 MANY_DRAWS = {"smc": 40_000, "smc:default": 40_000, "smc:bootstrap": 100_000, "classifier_guidance:default": 2_000}
 """Where weights are uneven and draws cheap, or draws dear."""
+STICK_DRAWS = 200_000
+"""Designs to draw on `simplex` where total variation is judged: of exact draws it is 0.004."""
 
 
 def steered_claim(label: str, kind: str) -> Claim:
     """What steering by ``label`` claims on a kind of problem."""
     if label in NO_LAW:
         return Claim(NONE, why=NO_LAW[label])
-    if label == "classifier_guidance" and kind in ("parallel", "affine", "line"):
+    if label == "classifier_guidance" and kind in ("parallel", "line", "sticks", *LINEAR):
         return Claim(NONE, why="each step leans on a tangent of the value: off by O(1/K)")
+    if kind == "sticks" and label.partition(":")[0] == "smc":
+        return Claim(TILTED, variation=0.02)
     if label in ("value_weighted", "classifier_guidance"):
         return Claim(FIXED, nats=0.01)
     return Claim(TILTED, nats=0.01)
@@ -134,8 +152,10 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     "infeasible": (250, {"batch": 8192, "learning_rate": 0.02}),
     "factor": (120, {"batch": 16_384, "learning_rate": 0.02}),
     "affine": (400, {"batch": 1024, "learning_rate": 0.01}),
+    "flow": (200, {"batch": 1024, "learning_rate": 0.05}),
     "line": (600, {"batch": 512, "learning_rate": 5e-3}),
     "dense": (300, {"batch": 1024, "learning_rate": 0.05}),
+    "sticks": (50, {"batch": 256, "learning_rate": 0.1}),
 }
 """Updates and settings for each kind of problem; the learning rate falls linearly to 0."""
 CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
@@ -157,6 +177,7 @@ CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("reward_weighted_mle", "affine"): (400, {"batch": 2048}),
     ("value_weighted_mle", "affine"): (300, {"batch": 512, "learning_rate": 0.02}),
     ("distill", "affine"): (200, {"batch": 2048}),
+    ("distill", "flow"): (200, {"batch": 4096, "learning_rate": 0.03}),
 }
 """Updates and settings that differ, by algorithm and kind of problem."""
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -172,6 +193,9 @@ DEFAULT = {
     *((label, "linear-gaussian") for label in LABELS if not label.startswith(("distill", "value_weighted_mle:"))),
     *((label, "initial-law") for label in ("reinforce", "adjoint_matching", "value_weighted", "smc", "refine")),
     *((label, "infeasible") for label in ("trajectory_balance", "reward_backprop", "smc")),
+    *((label, "uniform") for label in ("trajectory_balance", "reinforce", "smc")),
+    *((label, "linear-gaussian-flow") for label in ("trajectory_balance", "ppo", "adjoint_matching", "smc")),
+    *((label, "simplex") for label in ("trajectory_balance", "ppo", "smc")),
     ("trajectory_balance", "tfbind8/SIX6_REF_R1"),
 }
 """Pairs that are run by default."""

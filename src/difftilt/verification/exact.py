@@ -20,16 +20,19 @@ from difftilt.problems.dense import DenseProblem
 from difftilt.problems.library import LIBRARY, entry
 from difftilt.problems.line import LineProblem
 from difftilt.problems.problem import Histogram, Problem
+from difftilt.problems.simplex import SimplexProblem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.types import Float, Tensor
 
+SAME = (TiltedProblem, DenseProblem, SimplexProblem)
+"""Problems whose first state tells nothing of the design: the first two laws are one."""
 FIXED, TILTED, CLASS, NONE = "p* (fixed prior)", "p* (tilted)", "class optimum", "none"
 TARGETS = (FIXED, TILTED, CLASS, NONE)
 
 
 def kl_to(target: str, problem: Problem, policy: Policy) -> float:
     """KL of the law of :math:`x_0` under ``policy`` to the claimed law, nats, exact."""
-    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, TiltedProblem | DenseProblem)):
+    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, SAME)):
         return problem.kl(policy)
     if isinstance(problem, AffineProblem):
         with torch.no_grad():
@@ -43,7 +46,7 @@ def kl_to(target: str, problem: Problem, policy: Policy) -> float:
 
 def mean_reward_of(target: str, problem: Problem) -> float:
     """Mean reward under the claimed law, exact."""
-    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, TiltedProblem | DenseProblem)):
+    if target in (FIXED, NONE) or (target == TILTED and isinstance(problem, SAME)):
         return problem.target_mean_reward
     if isinstance(problem, AffineProblem):
         return problem.reward.expectation(*_gaussian(target, problem)).item()

@@ -18,11 +18,14 @@ from difftilt.errors import DiffTiltError, UnsupportedError
 from difftilt.problems.affine import AffineProblem
 from difftilt.problems.library import entry
 from difftilt.problems.problem import Problem
+from difftilt.problems.simplex import SimplexProblem
+from difftilt.problems.tilted import kl_divergence
 from difftilt.rng import Streams
 from difftilt.tracking.run import plain
-from difftilt.verification.claims import Claim, Pair
+from difftilt.verification.claims import STICK_DRAWS, Claim, Pair
 from difftilt.verification.exact import NONE, kl_to, mean_reward_of, moment_errors
 from difftilt.verification.steering import steer
+from difftilt.verification.variation import GROUPS, variation
 
 NO_DATA = "no data"
 """How the reason of a row without them begins."""
@@ -125,7 +128,9 @@ def train(
 
 
 def judge(problem: Problem, claim: Claim, policy: Policy) -> tuple[bool | None, str, Mapping[str, Any]]:
-    """Whether the law of ``policy`` is the one claimed, why, and the numbers, all exact."""
+    """Whether the law of ``policy`` is the one claimed, why, and the numbers: exact but where told from draws."""
+    if isinstance(problem, SimplexProblem):
+        return judge_drawn(problem, claim, policy)
     kl, before = (kl_to(claim.target, problem, chain) for chain in (policy, problem.pretrained))
     removed = 1 - kl / before
     numbers = {
@@ -146,3 +151,22 @@ def judge(problem: Problem, claim: Claim, policy: Policy) -> tuple[bool | None, 
         passed = passed and max(mean, covariance) <= claim.moments
         said += [f"mean off by {mean:.2%} and covariance by {covariance:.2%} of at most {claim.moments:.0%}"]
     return passed and math.isfinite(kl), ", ".join(said), numbers
+
+
+def judge_drawn(
+    problem: SimplexProblem, claim: Claim, policy: Policy, draws: int = STICK_DRAWS
+) -> tuple[bool | None, str, Mapping[str, Any]]:
+    """As :func:`judge`, from designs drawn by ``policy``, against the exact law."""
+    observed = problem.drawn(policy, draws, GROUPS)
+    law, found = observed.mean(0), variation(observed, problem.tilted)
+    kl = problem.nats(law, draws)
+    numbers = {
+        "kl_nats": kl,
+        "kl_removed": 1 - max(kl, 0.0) / kl_divergence(problem.pretrained_law, problem.tilted),
+        "mean_reward": (law @ problem.table).item(),
+        "mean_reward_exact": problem.target_mean_reward,
+    }
+    if claim.variation is None:
+        said = f"TV {found.found:.4f} +- {found.error:.1g} from {draws:,} draws"
+        return None, f"claims no law: {claim.why}; {said}, to p* (tilted)", numbers
+    return found.below(claim.variation), found.told(draws, claim.variation), numbers

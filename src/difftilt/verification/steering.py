@@ -34,17 +34,16 @@ from difftilt.problems.dense import DenseProblem
 from difftilt.problems.line import LineProblem
 from difftilt.problems.problem import Problem
 from difftilt.problems.selection import value_weighted_law
+from difftilt.problems.simplex import SimplexProblem
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 from difftilt.samplers.classifier_guidance import GuidedPolicy
 from difftilt.types import Float, Tensor
-from difftilt.verification.claims import CANDIDATES, DRAWS, MANY_DRAWS, STEERED, Claim
+from difftilt.verification.claims import CANDIDATES, DRAWS, MANY_DRAWS, ON_STICKS, STEERED, STICK_DRAWS, Claim
 from difftilt.verification.exact import NONE, histogram, kl_to, mean_reward_of
+from difftilt.verification.variation import GROUPS, SURE, variation
 
-GROUPS = 20
 SIMULATED = 20
 """Histograms of the exact law, for methods without a claim."""
-SURE = 3.0
-"""Standard errors that an estimate must stay below its bar."""
 
 
 class Counted:
@@ -119,6 +118,9 @@ def judge_draws(
     }
     if claim.target == NONE:
         return None, f"claims no law: {claim.why}; {told}, to p* (fixed prior)", numbers
+    if claim.variation is not None:
+        found = variation(observed, expected)
+        return found.below(claim.variation), f"{found.told(len(x_0), claim.variation)}; {told}", numbers
     assert claim.nats is not None
     said = f"{told}; with {SURE:g} standard errors at most {claim.nats:g}"
     return max(nats, drawn + SURE * error) <= claim.nats, said, numbers
@@ -157,8 +159,10 @@ def prepare(label: str, problem: Problem) -> tuple[Sampler, Value | None, int]:
     """The sampler, the value that it is given (``None``: it makes its own), and how many designs to draw."""
     name, _, variant = label.partition(":")
     settings: dict[str, Any] = {} if name == "best_of_n" else {"alpha": problem.alpha}
-    settings |= STEERED[label]
+    settings |= ON_STICKS.get(label, STEERED[label]) if isinstance(problem, SimplexProblem) else STEERED[label]
     draws = MANY_DRAWS.get(label, DRAWS["masked" if isinstance(problem, TiltedProblem | DenseProblem) else "gaussian"])
+    if name == "smc" and isinstance(problem, SimplexProblem):
+        draws = STICK_DRAWS
     if variant == "mala":
         settings["log_density"] = log_density(problem)
     takes = name in ("value_weighted", "smc", "classifier_guidance") and variant not in ("default", "bootstrap")

@@ -188,7 +188,8 @@ the problem's table.
 
 `KL removed` is the share of the pretrained model's KL to that law that is gone; `reward (exact)` the mean reward
 reached, and that of the law; `s` CPU seconds of training or drawing on one core (process time: waiting for a busy
-machine is not counted, nor is finding the exact answers). KL of trained methods is exact; that of samplers is exact
+machine is not counted, nor is finding the exact answers). KL of trained methods is exact, but on `simplex`: there it is
+told from draws, less the bias of a histogram, and judged by total variation. That of samplers is exact
 where their law is known, else estimated without bias from the stated number of draws, with its standard error: it may
 then be just below 0. A name with `:variant` is the same method run in another way: `:default` makes its own estimate of
 the soft value, where the bare name is given the exact one; `reward_backprop:tau-T` keeps one temperature throughout:

@@ -12,8 +12,8 @@ gradient at temperature tau backward. That gradient is *biased* even untruncated
 the reward of the hard designs.
 
 Truncation drops the graph before the last K' steps (DRaFT-K), or before one random cut per trajectory (AlignProp); the
-cut is drawn once per trajectory. Each step is checkpointed: its network activations are recomputed in the backward
-pass, with the same noise, so memory grows with K only by the stored states.
+cut is drawn once per trajectory. Each step with a graph, unless it is the only one, is checkpointed: its network
+activations are recomputed in the backward pass, with the same noise, so memory grows with K only by the stored states.
 
 With K' = 1 the last step may be redone n times (DRaFT-LV), from its design noised afresh to the time t of that step,
 
@@ -158,6 +158,8 @@ class RewardBackprop:
                 f"expected a finite reward for every design; got {lost} of {len(value)} infeasible, where there is no "
                 "pathwise gradient; use --algorithm ppo or trajectory_balance"
             )
+        first = int(cut.min())
+        recomputed = policy.steps - first if first < policy.steps - 1 else 0
         loss = reward_backprop_loss(value, kl, state.weights)
         norm = state.descend([loss], self.max_gradient_norm)
         state.updates += 1
@@ -166,7 +168,7 @@ class RewardBackprop:
             kl_nats=kl[0, : self.batch].mean().item() if state.anchors else math.nan,
             tau=tau,
             gradient_norm=norm.item(),
-            network_evaluations=(2 * (policy.steps + more) - int(cut.min())) * self.batch * (1 + len(state.anchors)),
+            network_evaluations=(policy.steps + recomputed + 2 * more) * self.batch * (1 + len(state.anchors)),
             oracle_calls=len(value),
         )
 
@@ -203,7 +205,10 @@ def differentiable_rollout(
             with torch.no_grad():
                 x_t, kl = step(x_t, k)
         else:
-            x_t, kl = checkpoint(step, x_t, k, use_reentrant=False, preserve_rng_state=False)
+            if first == policy.steps - 1:  # a single graph, whose recomputation would save nothing that grows
+                x_t, kl = step(x_t, k)
+            else:
+                x_t, kl = checkpoint(step, x_t, k, use_reentrant=False, preserve_rng_state=False)
             live = k >= cut
             if not live.all():
                 shape = (-1, *([1] * (x_t.ndim - 1)))

@@ -31,6 +31,7 @@ from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward
 from difftilt.core.stats import log_mean_exp
+from difftilt.domains.describing import describe_sequences
 from difftilt.errors import UnsupportedError
 from difftilt.metrics.log_z import LogZ
 from difftilt.rewards.oracle import Oracle, as_oracle
@@ -107,7 +108,7 @@ def setting(task: str, out: Path) -> Setting:
         as_oracle(build.load_reward(entry, None)),
         judge,
         LogZ(**{field.name: known[field.name] for field in fields(LogZ)}),
-        build.describe_sequences(policy, build.training_designs(entry)),
+        describe_sequences(policy, build.training_designs(entry)),
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +20,24 @@ from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad
 from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE
-from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import CONFIG, Policy
-from difftilt.core.registry import construct
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
-from difftilt.data import Table, find, load, merge_repeats, names, read_designs, validate
+from difftilt.data import Table, find, load, merge_repeats, read_designs, validate
 from difftilt.domains import dna, rna
-from difftilt.domains.task import Task, TaskData, split_task
+from difftilt.domains.pretraining import FEWEST
+from difftilt.domains.task import MASKED, Task, prior_folder, split_task
 from difftilt.errors import ConfigError, DataError, nearest
-from difftilt.metrics import sequences
 from difftilt.networks.external import external_policy, kind_of, load_external
-from difftilt.processes.masked import Masked
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rewards.function import load_function
 from difftilt.rewards.table import TableReward
-from difftilt.rng import seeded_initialisation
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
 from difftilt.samplers.mcmc import MCMC
 from difftilt.samplers.refine import Refine
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_weighted import ValueWeighted
-from difftilt.tracking.run import provenance
-from difftilt.training.pretrain import denoising_bounds, pretrain
-from difftilt.training.regress import measure_fit, train_members
 from difftilt.types import Int, Tensor
 from difftilt.values.monte_carlo import MonteCarlo
 from difftilt.values.plug_in import OneJump, PlugIn
@@ -78,10 +69,7 @@ SAMPLERS: dict[str, type] = {
     "mcmc": MCMC,
 }
 VALUES = ("plug_in", "one_jump", "monte_carlo", "regression")
-PARTS = ("denoiser", "reward", "judge")
 ZOO = Path(__file__).parent / "zoo"
-FEWEST = 20
-"""Designs below which nothing is trained."""
 
 
 def task(name: str) -> Task:
@@ -146,7 +134,8 @@ def load_policy(model: Any, **settings: Any) -> Policy:
         model: a task with a shipped model; a model folder or Hub repository of ours; a pipeline, model or masked
             language model of diffusers or transformers, as an object, a local folder or a Hub repository; or any
             module ``(x_t, t, cond) -> prediction``.
-        settings: for other libraries' models and one's own; docs/models.md has them all.
+        settings: of a task or a folder of its models, ``process`` (``"masked"`` if not given); for other libraries'
+            models and one's own, docs/models.md has them all.
 
     Raises:
         ConfigError: a task whose model is not shipped, an unknown name, or a setting that the model does not have.
@@ -159,32 +148,46 @@ def load_policy(model: Any, **settings: Any) -> Policy:
     named = name in TASKS or name in {entry.data_set for entry in TASKS.values()}
     if not named and not Path(name).exists() and name.count("/") != 1:
         raise nearest(name, TASKS, what="task, model folder or Hub repository")
-    folder = Path(name) / "denoiser"
+    process = settings.get("process", MASKED)
+    by_name = isinstance(process, str)
+    folder = Path(name) / prior_folder(process if by_name else MASKED)
     ours = named or (folder / CONFIG).is_file()
     kind = None if ours else kind_of(name)
     if kind is not None:
         return load_external(name, kind, settings)
+    if by_name and settings.pop("process", None) and not ours:
+        raise ConfigError(
+            f"expected a folder of models with a {process} one; got '{name}' without '{folder.name}/{CONFIG}'; leave "
+            "out process, or make one with `difftilt pretrain`"
+        )
     if settings:
         raise ConfigError(
             f"expected no settings with '{name}', whose folder says all; got {', '.join(settings)}; use "
             "policy.with_steps and policy.holding"
         )
-    return load_task_policy(task(name)) if named else Policy.from_pretrained(str(folder if ours else name))
+    return load_task_policy(task(name), process) if named else Policy.from_pretrained(str(folder if ours else name))
 
 
-def load_task_policy(entry: Task, models: Path | None = None) -> Policy:
-    """The pretrained policy of a task."""
-    folder = model_folder(entry, "denoiser", models)
+def load_task_policy(entry: Task, process: str = MASKED, models: Path | None = None) -> Policy:
+    """The pretrained policy of a task, over a process.
+
+    Raises:
+        ConfigError: the task has none over this process, or it is not there.
+    """
+    entry.prior(process)
+    part = prior_folder(process)
+    folder = model_folder(entry, part, models)
     if folder is None:
-        raise ConfigError(_missing(entry, "denoiser", models))
+        raise ConfigError(_missing(entry, part, models))
     return Policy.from_pretrained(str(folder))
 
 
 def _missing(entry: Task, part: str, models: Path | None) -> str:
     where = f"in '{models}'" if models else "in the package"
+    which = f" --process {part}" if part in entry.priors else ""
     return (
-        f"expected a {part} model for '{entry.name}' {where}; got none; make one with "
-        f"`difftilt pretrain {entry.name} --output models/{entry.name}` and pass --models models/{entry.name}"
+        f"expected a {part} model for '{entry.name}' {where}; got none; make one with `difftilt pretrain {entry.name}"
+        f"{which} --output models/{entry.name}` and pass --models models/{entry.name}"
     )
 
 
@@ -239,172 +242,3 @@ def read_table(entry: Task, data: Path | None = None) -> Table:
             f"{data}: expected numbers in the column '{table.score_column}'; got none; fill it, or leave it out"
         )
     return table
-
-
-def describe_sequences(policy: Policy, known: Int[Tensor, "N L"] | None) -> Callable[[Tensor], dict[str, Any]]:
-    """Domain metrics of token sequences: uniqueness, diversity, novelty, k-mer correlation with the training data."""
-    codec = policy.codec
-    assert isinstance(codec, TokenCodec)
-    words = policy.card.get("kmer_counts")
-
-    def describe(x_0: Tensor) -> dict[str, Any]:
-        tokens = x_0.cpu()
-        facts: dict[str, Any] = {
-            "unique_fraction": sequences.unique_fraction(tokens),
-            "diversity": sequences.diversity(tokens, codec.vocabulary),
-            "position_frequencies": sequences.position_frequencies(tokens, codec.vocabulary).tolist(),
-        }
-        if known is not None and known.shape[1] == tokens.shape[1]:
-            distance = sequences.nearest_distance(tokens, known, codec.vocabulary)
-            facts["novelty"] = distance.double().mean().item()
-        if words is not None:
-            counts = sequences.kmer_counts(tokens, 3, codec.vocabulary)
-            reference = torch.tensor(words, dtype=torch.float64)
-            facts["kmer_correlation"] = sequences.kmer_correlation(counts, reference)
-        return facts
-
-    return describe
-
-
-# --- pretraining ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """What to train for a task, and where to put it."""
-
-    entry: Task
-    table: Table
-    output: Path
-    command: str
-    seed: int = 0
-    resume: bool = False
-    on_event: Callable[[str], None] = lambda message: None
-
-    def run(self, parts: tuple[str, ...] = PARTS) -> dict[str, dict[str, Any]]:
-        """Train the named parts; returns each one's metrics."""
-        data = split_task(self.entry, self.table, seed=self.seed)
-        for part in parts:
-            rows = len(data.prior_train) if part == "denoiser" else len(getattr(data, part))
-            if rows < FEWEST:
-                what = "designs" if part == "denoiser" else "scored designs"
-                raise DataError(f"expected at least {FEWEST} {what} for the {part}; got {rows}; add more")
-        done = {}
-        for part in parts:
-            started = time.monotonic()
-            if part == "denoiser":
-                model, metrics = self._denoiser(data)
-            else:
-                model, metrics = self._regressor(part, data)
-            metrics["seconds"] = round(time.monotonic() - started, 1)
-            model.card = self._card(part, data, metrics) | model.card
-            model.save_pretrained(self.output / part)
-            done[part] = metrics
-            self.on_event(f"{part}: {metrics}")
-        return done
-
-    def _card(self, part: str, data: TaskData, metrics: dict[str, Any]) -> dict[str, Any]:
-        entry = self.entry
-        return {
-            "name": f"{entry.name} {part}",
-            "summary": entry.summary,
-            "task": entry.name,
-            "part": part,
-            "score": entry.score_name,
-            "naturalness": entry.naturalness,
-            "data": self._source(part),
-            "training": {"command": self.command, "seed": self.seed, **provenance()},
-            "metrics": metrics,
-        }
-
-    def _source(self, part: str) -> dict[str, Any]:
-        """Which rows a part was trained and tested on."""
-        entry, table = self.entry, self.table
-        if part == "judge" and entry.judge_set is not None:
-            table = load(entry.judge_set)
-        known = {path.resolve(): name for name in names() if (path := find(name)) is not None}
-        distance = entry.cluster_distance
-        split = f"by cluster: no test row within {distance} mutations of a training row" if distance else "at random"
-        return {
-            "set": known.get(table.path.resolve(), table.path.name),
-            "file": table.path.name,
-            "rows": len(table),
-            "split": split,
-        }
-
-    def _denoiser(self, data: TaskData) -> tuple[Policy, dict[str, Any]]:
-        entry, codec = self.entry, data.codec
-        spec = {**entry.denoiser, "vocabulary": codec.vocabulary, "length": codec.length}
-        with seeded_initialisation(self.seed):
-            denoiser = construct("denoiser", spec)
-        process = Masked(codec.vocabulary)
-        train = data.tokens[data.prior_train]
-        validation = data.tokens[data.prior_validation]
-        result = pretrain(
-            denoiser,
-            process,
-            train,
-            validation,
-            replace(entry.pretrain, seed=self.seed),
-            folder=self.output / "checkpoints",
-            resume=self.resume,
-            on_update=lambda r: self.on_event(
-                f"denoiser: update {r['update']}, validation {r['validation'] / codec.length:.4f} nats per token"
-            ),
-        )
-        rng = torch.Generator()
-        rng.manual_seed(self.seed)
-        test = data.tokens[data.prior_test]
-        bounds = denoising_bounds(denoiser, process, test, rng, draws=32) / codec.length
-        metrics = {
-            "parameters": sum(p.numel() for p in denoiser.parameters()),
-            "training_designs": len(train),
-            "test_designs": len(test),
-            "test_bound_nats_per_token": round(bounds.mean().item(), 5),
-            "test_bound_error": round((bounds.std() / len(bounds) ** 0.5).item(), 5),
-        }
-        for order in (2, 3, 5):
-            markov = sequences.MarkovModel(train, order, codec.vocabulary).log_prob(test) / codec.length
-            metrics[f"markov_{order}_nats_per_token"] = round(-markov.mean().item(), 5)
-            better = bounds.cpu() + markov  # negative where the denoiser is the better model
-            metrics[f"advantage_over_markov_{order}"] = round(-better.mean().item(), 5)
-            metrics[f"advantage_over_markov_{order}_error"] = round((better.std() / len(better) ** 0.5).item(), 5)
-        policy = Policy(denoiser, process, codec, (codec.length,), steps=entry.steps)
-        policy.card = {"kmer_counts": sequences.kmer_counts(train, 3, codec.vocabulary).long().tolist()}
-        return policy, metrics | {"updates": result.history[-1]["update"]}
-
-    def _regressor(self, part: str, data: TaskData) -> tuple[EnsembleReward, dict[str, Any]]:
-        entry, codec = self.entry, data.codec
-        chosen, settings = (
-            (entry.reward, entry.reward_training) if part == "reward" else (entry.judge, entry.judge_training)
-        )
-        rows, tokens, scores, test = getattr(data, part), data.tokens, data.scores, data.test
-        if part == "judge" and entry.judge_set is not None:
-            replicate = split_task(entry, load(entry.judge_set), seed=self.seed)
-            rows, tokens, scores, test = replicate.judge, replicate.tokens, replicate.scores, replicate.test
-        mean, scale = scores[rows].mean().item(), scores[rows].std().item()
-        spec = {**chosen, "vocabulary": codec.vocabulary, "length": codec.length}
-        members = train_members(
-            lambda: construct("regressor", spec),
-            tokens[rows],
-            (scores[rows] - mean) / scale,
-            replace(settings, seed=settings.seed + 10 * self.seed),
-            on_member=lambda e, error: self.on_event(
-                f"{part}: member {e + 1} of {settings.members}, held out {error:.4f}"
-            ),
-        )
-        reward = EnsembleReward(members, codec, mean=mean, scale=scale)
-        fit = measure_fit(reward(tokens[test]), scores[test])
-        single = EnsembleReward(members[:1], codec, mean=mean, scale=scale)
-        alone = measure_fit(single(tokens[test]), scores[test])
-        metrics = {
-            "members": len(members),
-            "parameters": sum(p.numel() for p in reward.parameters()),
-            "training_rows": len(rows),
-            "test_rows": fit.rows,
-            "test_spearman": round(fit.spearman, 4),
-            "test_r_squared": round(fit.r_squared, 4),
-            "one_member_spearman": round(alone.spearman, 4),
-            "one_member_r_squared": round(alone.r_squared, 4),
-        }
-        return reward, metrics

@@ -13,6 +13,7 @@ import pytest
 
 from difftilt.cli import COMMANDS
 from difftilt.data import read_designs
+from difftilt.domains.task import MASKED, Prior
 
 from .conftest import LENGTH, facts, records
 
@@ -152,7 +153,7 @@ def test_pretrain_makes_models_that_finetune_takes(difftilt, work, monkeypatch):
     small = {"type": "conv", "width": 8, "kernel": 3, "dilations": [1]}
     task = replace(
         build.TASKS["utr-mrl"],
-        denoiser=small,
+        priors={MASKED: Prior(denoiser=small)},
         reward=small,
         judge={"type": "recurrent", "width": 8, "kernel": 3},
         reward_training=quick,
@@ -197,7 +198,8 @@ def test_pretrain_without_scores_trains_the_denoiser_only(difftilt, work, monkey
     from difftilt import build
 
     small = {"type": "conv", "width": 8, "kernel": 3, "dilations": [1]}
-    monkeypatch.setitem(build.TASKS, "utr-mrl", replace(build.TASKS["utr-mrl"], denoiser=small, cluster_distance=None))
+    task = replace(build.TASKS["utr-mrl"], priors={MASKED: Prior(denoiser=small)}, cluster_distance=None)
+    monkeypatch.setitem(build.TASKS, "utr-mrl", task)
     letters = "ACGT"
     designs = [a + b + c + "ACGT" for a in letters for b in letters for c in letters]
     (work / "own.fasta").write_text("".join(f">d{i}\n{design}\n" for i, design in enumerate(designs)))

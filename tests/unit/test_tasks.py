@@ -161,7 +161,8 @@ def test_a_task_reads_both_t_and_u_and_prints_its_own_letters(task: Task) -> Non
     codec = task.codec(4)
     assert isinstance(codec, TokenCodec)
     assert codec.decode(codec.encode(["ACGU", "acgt"])) == ["ACGT", "ACGT"]
-    assert construct("denoiser", {**task.denoiser, "vocabulary": 4, "length": 8})
+    for prior in task.priors.values():
+        assert construct("denoiser", {**prior.denoiser, "vocabulary": 4, "length": 8})
 
 
 def test_names_lead_to_their_tasks() -> None:

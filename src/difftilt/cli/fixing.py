@@ -17,11 +17,13 @@ def hold(policy: Policy, specs: Sequence[str]) -> Policy:
 
     Raises:
         ConfigError: a malformed spec, a position or letter the design does not have, two letters for one position.
-        UnsupportedError: designs are no strings.
+        UnsupportedError: designs are no strings, or the process cannot hold letters.
     """
     if not specs:
         return policy
-    return policy.holding(fixed_tokens(specs, policy.codec, policy.fixed).to(policy.device))
+    fixed = fixed_tokens(specs, policy.codec, policy.fixed).to(policy.device)
+    policy.process.clamp(fixed[None], fixed)  # a process that cannot hold positions says so
+    return policy.holding(fixed)
 
 
 def fixed_tokens(specs: Sequence[str], codec: Codec, held: Tensor | None = None) -> Int[Tensor, " L"]:

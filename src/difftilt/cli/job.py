@@ -74,7 +74,7 @@ def load_job(plan: Plan) -> Job:
     settings = plan.settings
     entry = build.task(settings.task)
     device = choose_device(settings.device, settings.threads)
-    policy = build.load_task_policy(entry, settings.models).to(device)
+    policy = build.load_task_policy(entry, settings.process, settings.models).to(device)
     if settings.steps_per_sample is not None:
         policy = policy.with_steps(settings.steps_per_sample)
     policy = hold(policy, settings.fix)
@@ -184,5 +184,5 @@ def _known(entry: Task, settings: JobSettings, policy: Policy) -> torch.Tensor |
     for own, path in ((settings.data, settings.data), (None, find(entry.data_set))):
         if path is not None and path.name == name:
             known = build.training_designs(entry, own)
-            return known if known is not None and known.shape[1:] == policy.event_shape else None
+            return known if known is not None and known.shape[1] == policy.event_shape[0] else None
     return None

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from difftilt import build
 from difftilt.cli.folders import finished
 from difftilt.cli.job import Job
 from difftilt.cli.progress import Progress, say
 from difftilt.core.codec import TokenCodec
 from difftilt.data import write_designs
+from difftilt.domains.describing import describe_sequences
 from difftilt.errors import StateError
 from difftilt.metrics.log_z import LogZ, independent_log_z, log_path_weight
 from difftilt.report import write_report
@@ -126,7 +126,7 @@ def finish(
             designs=designs,
             pool=designs,
             training_calls=result.oracle.calls,
-            describe=build.describe_sequences(result.pretrained, job.known),
+            describe=describe_sequences(result.pretrained, job.known),
             seed=seed,
         )
     last, after = result.history[-1], evaluation.after
@@ -184,9 +184,8 @@ def write_samples(run: RunFolder, designs: DesignSet, log_weight: Float[Tensor, 
 def _card(job: Job, result: FinetuneResult) -> dict[str, Any]:
     """What the tuned model's folder says of itself."""
     settings = job.plan.settings
-    before = {
-        name: value for name, value in job.policy.card.items() if name in ("task", "score", "data", "kmer_counts")
-    }
+    kept = ("task", "process", "score", "data", "kmer_counts")
+    before = {name: value for name, value in job.policy.card.items() if name in kept}
     return {
         "name": f"{job.entry.name} tuned by {job.plan.name}",
         "summary": job.entry.summary,

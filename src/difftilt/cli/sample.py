@@ -24,7 +24,7 @@ from difftilt.core.reward import Reward
 from difftilt.core.trajectory import sample_states
 from difftilt.data import find, write_designs
 from difftilt.data.writers import csv_text
-from difftilt.domains.task import Task
+from difftilt.domains.task import MASKED, Task, prior_folder
 from difftilt.errors import ConfigError, StateError, nearest
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rng import Streams
@@ -40,6 +40,8 @@ class SampleFlags:
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|TASK|FOLDER")]]
     """A run folder (its tuned model), a task (its pretrained model), a model folder, or a Hub repository."""
+    process: str | None = None
+    """Of a task or a folder of models: which model, by the name of its diffusion; masked when not set."""
     number: Annotated[int, flags.short("-n")] = 1000
     """How many designs."""
     output: Annotated[Path | None, flags.short("-o")] = None
@@ -71,7 +73,7 @@ def command(argv: Sequence[str]) -> None:
             raise ConfigError(f"expected {name} 1 or more; got {value}; correct it")
     _check_output(asked.output)
     device = choose_device(asked.device, asked.threads)
-    source = open_source(asked.source)
+    source = open_source(asked.source, asked.process)
     policy = hold(source.policy.to(device), asked.fix)
     rng = Streams(asked.seed, device)("sample")
     designs = policy.codec.decode(sample_states(policy, asked.number, rng))
@@ -104,8 +106,8 @@ def _check_output(path: Path | None) -> None:
         raise ConfigError(f"expected to write '{path}'; got '{error.strerror}'; choose another place") from error
 
 
-def open_source(name: str) -> Source:
-    """The model called ``name`` and its free scores.
+def open_source(name: str, process: str | None = None) -> Source:
+    """The model called ``name``, over ``process`` where there are several, and its free scores.
 
     Raises:
         DiffTiltError: there is no such thing, or it cannot be read.
@@ -115,33 +117,43 @@ def open_source(name: str) -> Source:
     if name in known:
         entry = known[name]
         reward = _free_reward(entry, "table" if entry.table_reward else "model", None, None)
-        return _source(build.load_task_policy(entry), reward, build.load_judge(entry))
+        policy = build.load_task_policy(entry, MASKED if process is None else process)
+        return _source(policy, reward, build.load_judge(entry))
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, process)
     if name.count("/") != 1 or name.partition("/")[0] in {task.partition("/")[0] for task in known}:
         raise nearest(name, known, what="run, task or model folder")
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # or an absent network fills the screen with retries
-    return _source(build.load_policy(name), None, None)
+    return _source(_load(name, process), None, None)
 
 
-def _from_folder(path: Path) -> Source:
+def _load(name: str, process: str | None) -> Policy:
+    return build.load_policy(name) if process is None else build.load_policy(name, process=process)
+
+
+def _from_folder(path: Path, process: str | None) -> Source:
     """A run folder, a folder of models, or a model folder."""
     if (path / "config.toml").is_file():
         run, settings = RunFolder.existing(path), plan_from(["--resume", str(path)]).settings
+        if process not in (None, settings.process):
+            raise ConfigError(
+                f"expected the run's own process, {settings.process}; got --process {process}; leave it out"
+            )
         entry = build.task(settings.task)
         reward = _free_reward(entry, str(settings.reward), settings.models, settings.data)
         if reward is None:
             reward = _bought(run)
         return _source(_tuned(run, settings), reward, build.load_judge(entry, settings.models))
-    if not any((folder / CONFIG).is_file() for folder in (path, path / "denoiser")):
+    own = path / prior_folder(MASKED if process is None else process)
+    if not any((folder / CONFIG).is_file() for folder in (path, own)):
         raise StateError(
             f"expected a run or a model folder; got '{path}' without config.toml or {CONFIG}; check the path"
         )
     parts = {part: path / part for part in ("reward", "judge") if (path / part / CONFIG).is_file()}
     models = {part: EnsembleReward.from_pretrained(str(folder)) for part, folder in parts.items()}
-    return _source(build.load_policy(str(path)), models.get("reward"), models.get("judge"))
+    return _source(_load(str(path), process), models.get("reward"), models.get("judge"))
 
 
 def _source(policy: Policy, reward: Reward | None, judge: EnsembleReward | None) -> Source:
@@ -158,7 +170,7 @@ def _tuned(run: RunFolder, settings: Settings) -> Policy:
         return Policy.from_pretrained(str(run.model))
     step, saved = load_checkpoint(run.checkpoints)
     print(f"difftilt: '{run.path}' is not finished; these designs are from update {step}", file=sys.stderr)
-    policy = build.load_task_policy(build.task(settings.task), settings.models)
+    policy = build.load_task_policy(build.task(settings.task), settings.process, settings.models)
     if settings.steps_per_sample is not None:
         policy = policy.with_steps(settings.steps_per_sample)
     tuned = saved["average"]["average"] if "average" in saved else saved["algorithm"]["policy"]

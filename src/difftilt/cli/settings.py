@@ -15,6 +15,7 @@ import tyro
 
 from difftilt.cli import flags
 from difftilt.config import from_mapping, read_toml
+from difftilt.domains.task import MASKED
 from difftilt.errors import ConfigError, nearest
 from difftilt.tracking.run import RunFolder
 
@@ -32,6 +33,8 @@ class JobSettings:
     """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), or the task's own."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
     """Hold letters fixed, e.g. 10:ATG; the first position is 1."""
+    process: str = MASKED
+    """Which of the task's pretrained models, by the name of its diffusion: masked, or simplex for utr-mrl."""
     data: Path | None = None
     """Own CSV, FASTA or Parquet file in place of the task's data (table reward, novelty)."""
     models: Path | None = None

@@ -21,6 +21,7 @@ from difftilt.cli.running import estimate_log_z, write_facts, write_samples
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import DifferentiableReward
+from difftilt.domains.describing import describe_sequences
 from difftilt.rewards.oracle import Oracle
 from difftilt.rng import Streams
 from difftilt.samplers.best_of_n import BestOfN
@@ -79,7 +80,7 @@ def carry_out(job: Job, run: RunFolder) -> dict[str, Any]:
             steering_calls=oracle.calls,
             kl_bound=sampler.kl_bound if isinstance(sampler, BestOfN) else None,
             population=sampler.particles if isinstance(sampler, SMC) else 1,
-            describe=build.describe_sequences(pretrained, job.known),
+            describe=describe_sequences(pretrained, job.known),
             seed=seed,
         )
     write_samples(run, evaluation.after, evaluation.after.log_weight)

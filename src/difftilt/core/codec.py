@@ -71,13 +71,17 @@ class TokenCodec:
         """Number of letters ``V``, the mask not counted."""
         return len(self.alphabet)
 
-    def decode(self, x_0: Int[Tensor, "B L"]) -> list[str]:
+    def tokens(self, x_0: Tensor) -> Int[Tensor, "B L"]:
+        """Letters of finished states, by number."""
+        return x_0
+
+    def decode(self, x_0: Tensor) -> list[str]:
         """Strings of finished states.
 
         Raises:
             ShapeError: a position still holds the mask token.
         """
-        tokens = x_0.detach().cpu().numpy()
+        tokens = self.tokens(x_0).detach().cpu().numpy()
         if tokens.size and tokens.max() >= self.vocabulary:
             raise ShapeError(
                 f"expected finished designs with tokens 0..{self.vocabulary - 1}; got token {tokens.max()} (a mask); "
@@ -122,9 +126,9 @@ class TokenCodec:
 class SimplexCodec(TokenCodec):
     """Strings read off stick-breaking states ``[B, L, V - 1]``: the largest letter of each position, never none."""
 
-    def decode(self, x_0: Float[Tensor, "B L V1"]) -> list[str]:
-        """Strings of states; sticks are read within [0, 1]."""
-        return super().decode(self._probabilities(x_0).argmax(-1))
+    def tokens(self, x_0: Float[Tensor, "B L V1"]) -> Int[Tensor, "B L"]:
+        """The largest letter of each position; sticks are read within [0, 1]."""
+        return self._probabilities(x_0).argmax(-1)
 
     def encode(self, designs: Sequence[str]) -> Float[Tensor, "B L V1"]:
         """States of strings, at the corners; see the class for the letters read."""

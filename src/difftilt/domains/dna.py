@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from difftilt.data import Table, names
-from difftilt.domains.task import Task
+from difftilt.domains.task import MASKED, Prior, Task
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
 
@@ -41,9 +41,13 @@ YEAST = Task(
     ),
     rows=_defined_medium,
     prior_rows=_native,
-    steps=20,
-    denoiser={"type": "conv", "width": 64, "kernel": 7, "dilations": [1, 2], "dropout": 0.5},
-    pretrain=PretrainConfig(updates=1200, batch=128, learning_rate=1e-3, weight_decay=0.3, validate_every=100),
+    priors={
+        MASKED: Prior(
+            denoiser={"type": "conv", "width": 64, "kernel": 7, "dilations": [1, 2], "dropout": 0.5},
+            training=PretrainConfig(updates=1200, batch=128, learning_rate=1e-3, weight_decay=0.3, validate_every=100),
+            steps=20,
+        )
+    },
     reward={"type": "conv", "width": 64, "kernel": 7, "dilations": [1, 1, 2, 4], "hidden": 64, "dropout": 0.2},
     reward_training=RegressConfig(epochs=20, members=4),
     judge={"type": "recurrent", "width": 48},
@@ -68,9 +72,13 @@ def _binding(data_set: str) -> Task:
         cluster_distance=None,
         table_reward=True,
         judge_set="tfbind8/SIX6_REF_R2" if default else None,
-        steps=8,
-        denoiser={"type": "conv", "width": 96, "kernel": 5, "dilations": [1, 1, 1, 1]},
-        pretrain=PretrainConfig(updates=6000, weight_decay=0.01),
+        priors={
+            MASKED: Prior(
+                denoiser={"type": "conv", "width": 96, "kernel": 5, "dilations": [1, 1, 1, 1]},
+                training=PretrainConfig(updates=6000, weight_decay=0.01),
+                steps=8,
+            )
+        },
         reward={"type": "conv", "width": 64, "kernel": 5, "dilations": [1, 1, 1], "hidden": 128, "dropout": 0.1},
         reward_training=RegressConfig(epochs=20, members=2),
         judge={"type": "recurrent", "width": 48, "kernel": 3},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from difftilt.data import Table
-from difftilt.domains.task import Task
+from difftilt.domains.task import MASKED, Prior, Task
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
 
@@ -32,9 +32,21 @@ TASKS = (
             "of naturalness."
         ),
         prior_rows=_upper_half,
-        steps=16,
-        denoiser={"type": "conv", "width": 64, "kernel": 5, "dilations": [1, 2, 4, 8]},
-        pretrain=PretrainConfig(updates=4000, weight_decay=0.05),
+        priors={
+            MASKED: Prior(
+                denoiser={"type": "conv", "width": 64, "kernel": 5, "dilations": [1, 2, 4, 8]},
+                training=PretrainConfig(updates=4000, weight_decay=0.05),
+            ),
+            "simplex": Prior(
+                denoiser={"type": "timed_conv", "reads": "sticks", "width": 64, "kernel": 5, "dilations": [1, 2, 4, 8]},
+                training=PretrainConfig(updates=2000, batch=128, weight_decay=0.05, ema=0.995, validate_every=250),
+                steps=50,
+                note=(
+                    "What is left of a letter at t = 1, 0.0016 nats a token, is not in the bound: add it before you "
+                    "compare with the Markov models (tests/unit/test_shipped_simplex.py)."
+                ),
+            ),
+        },
         reward={"type": "conv", "width": 64, "kernel": 5, "dilations": [1, 1, 2, 4], "hidden": 64, "dropout": 0.3},
         reward_training=RegressConfig(epochs=20, members=5),
         judge={"type": "recurrent", "width": 48},

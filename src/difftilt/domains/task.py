@@ -9,16 +9,41 @@ from typing import Any
 import numpy as np
 import torch
 
-from difftilt.core.codec import TokenCodec
+from difftilt.core.codec import SimplexCodec, TokenCodec
 from difftilt.data import Table, cluster_split, random_split
+from difftilt.errors import nearest
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
 from difftilt.types import Float, Int, Tensor
+
+MASKED = "masked"
+"""The process that is meant where none is named."""
+CODECS = {"simplex": SimplexCodec}
+"""How states are read, by process; tokens where not named."""
 
 
 def every_row(table: Table) -> np.ndarray:
     """All rows."""
     return np.ones(len(table), dtype=bool)
+
+
+def prior_folder(process: str) -> str:
+    """Folder of a p_pre among a task's models."""
+    return "denoiser" if process == MASKED else process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """A p_pre of a task, over one process."""
+
+    denoiser: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
+    """Its network; vocabulary and length are filled in."""
+    training: PretrainConfig = field(default_factory=PretrainConfig)
+    """How it is trained."""
+    steps: int = 16
+    """Steps K of its chain."""
+    note: str | None = None
+    """What its card says besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +76,8 @@ class Task:
     """Whether the measured table itself is the reward (the data set is complete)."""
     judge_set: str | None = None
     """A replicate measurement that judges a table reward."""
-    steps: int = 16
-    """Steps K of the shipped chain."""
-    denoiser: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
-    """Network of p_pre; vocabulary and length are filled in."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    """How p_pre is trained."""
+    priors: Mapping[str, Prior] = field(default_factory=lambda: {MASKED: Prior()})
+    """Every p_pre it has, by process."""
     reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
     """Regressor of the reward."""
     reward_training: RegressConfig = field(default_factory=RegressConfig)
@@ -68,9 +89,19 @@ class Task:
     shipped: bool = True
     """Whether its models are in the zoo."""
 
-    def codec(self, length: int) -> TokenCodec:
-        """Codec of this task's letters."""
-        return TokenCodec(self.alphabet, length, dict(self.aliases))
+    def codec(self, length: int, process: str = MASKED) -> TokenCodec:
+        """Codec of this task's letters, for states of a process."""
+        return CODECS.get(process, TokenCodec)(self.alphabet, length, dict(self.aliases))
+
+    def prior(self, process: str) -> Prior:
+        """The p_pre over a process.
+
+        Raises:
+            ConfigError: the task has none.
+        """
+        if process not in self.priors:
+            raise nearest(process, self.priors, what=f"process of {self.name}")
+        return self.priors[process]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from difftilt.core.policy import Policy
@@ -127,8 +128,13 @@ def summary(designs: DesignSet, describe: Describe | None, rng: torch.Generator)
 def _described(designs: DesignSet, describe: Describe, rng: torch.Generator) -> dict[str, float]:
     """Domain metrics of what stands for the law; beside them, the share of different designs before weights repeat."""
     standing = representative(designs, rng)
-    drawn = {} if standing is designs.x_0 else {"distinct_drawn": len(designs.x_0.unique(dim=0)) / len(designs.x_0)}
+    drawn = {} if standing is designs.x_0 else {"distinct_drawn": _distinct(designs.designs) / len(designs.x_0)}
     return {**describe(standing), **drawn}
+
+
+def _distinct(designs: list[Any]) -> int:
+    """How many strings or arrays differ: states may, where designs do not."""
+    return len({design if isinstance(design, str) else np.asarray(design).tobytes() for design in designs})
 
 
 def representative(designs: DesignSet, rng: torch.Generator) -> Tensor:

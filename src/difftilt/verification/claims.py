@@ -189,15 +189,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Algorithms run in further ways: with values of their own making, or at one tau, on tokens."""
 LABELS = (*build.ALGORITHMS, *VARIANTS, *STEERED)
-SLOW = ("reward_backprop", "reward_backprop:tau-0.5", "reward_backprop:tau-0.1", "value_weighted_mle:default")
+SLOW = (
+    "reward_backprop",
+    "reward_backprop:tau-0.5",
+    "reward_backprop:tau-0.1",
+    "value_weighted_mle:default",
+    "distill:default",
+)
 DEFAULT = {
     *((label, "pairwise") for label in LABELS if label not in SLOW),
     *((label, "linear-gaussian") for label in LABELS if not label.startswith(("distill", "value_weighted_mle:"))),
     *((label, "initial-law") for label in ("reinforce", "adjoint_matching", "value_weighted", "smc", "refine")),
     *((label, "infeasible") for label in ("trajectory_balance", "reward_backprop", "smc")),
-    *((label, "uniform") for label in ("trajectory_balance", "reinforce", "smc")),
-    *((label, "linear-gaussian-flow") for label in ("trajectory_balance", "ppo", "adjoint_matching", "smc")),
-    *((label, "simplex") for label in ("trajectory_balance", "ppo", "smc")),
+    *((label, "uniform") for label in ("trajectory_balance", "smc")),
+    *((label, "linear-gaussian-flow") for label in ("trajectory_balance", "adjoint_matching", "smc")),
+    ("trajectory_balance", "simplex"),
     ("trajectory_balance", "tfbind8/SIX6_REF_R1"),
 }
 """Pairs that are run by default."""

@@ -154,7 +154,7 @@ class AdjointMatching(PathSettings):
             path = rollout(state.policy, self.batch, rng, references=state.references, cond=cond)
         state.x_0 = path.x_0
         x_0 = path.x_0.detach().requires_grad_(True)
-        value = reward.on_probabilities(x_0)
+        value = reward.on_probabilities(state.policy.codec.readable(x_0))
         lost = int((~value.isfinite()).sum())
         if lost:
             raise UnsupportedError(

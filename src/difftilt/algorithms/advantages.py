@@ -149,7 +149,7 @@ class FeasibilitySettings(PathSettings):
     """Settings of methods that are told of infeasible designs by (1)."""
 
     feasibility_weight: float | None = None
-    """Weight w of log P(feasible), reward units per nat; alpha when not set."""
+    """Weight w of log P(feasible), reward units per nat; alpha when not set, 1 where alpha is 0."""
 
     def weigh_feasibility(self, alpha: float) -> float:
         """``feasibility_weight`` or its default, alpha."""

@@ -140,6 +140,11 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
     )
 
 
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What was watched of a whole minibatch: its only part, or vectors over the steps of all."""
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def split_steps(steps: Steps, rows: int) -> list[Steps]:
     """The same steps, at most ``rows`` to a part, in order."""
 
@@ -216,33 +221,39 @@ class PathSettings(ABC):
         epochs, minibatches = self.passes()
         for _ in range(epochs):
             order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
-            for rows in order.tensor_split(minibatches):
+            for rows in order.tensor_split(min(minibatches, path.batch)):
                 steps = choose_steps(path, rows, self.steps_per_path, rng)
-
-                def losses(steps: Steps = steps, rows: Tensor = rows) -> Iterator[Tensor]:
-                    for part in self.parts(steps):
-                        loss, numbers = self.loss(state, data, targets, part, rows, rng)
-                        watched.append(numbers)
-                        yield loss
-
-                norms.append(state.descend(losses(), self.max_gradient_norm))
+                seen: list[dict[str, Tensor]] = []
+                losses = self._losses(state, data, targets, steps, rows, rng, seen)
+                norms.append(state.descend(losses, self.max_gradient_norm))
+                watched.append(_joined(seen))
                 evaluations += self.evaluations(state, steps)
                 calls += self.scored(steps)
         state.updates += 1
-        seen = data.own if data.own.any() else torch.ones_like(data.own)
-        away = (path.log_prob.sum(0) - data.behaviour_log_prob).where(~data.own, 0.0)[seen]
-        away_from = path.log_ratio[0].sum(0)[seen] if state.anchors else torch.full_like(away, math.nan)
-        weight, value, feasible = (away - away.max()).exp(), data.scores.value[seen], data.scores.feasible[seen]
+        counted = data.own if data.own.any() else torch.ones_like(data.own)
+        away = (path.log_prob.sum(0) - data.behaviour_log_prob).where(~data.own, 0.0)[counted]
+        away_from = path.log_ratio[0].sum(0)[counted] if state.anchors else torch.full_like(away, math.nan)
+        weight, value, feasible = (away - away.max()).exp(), data.scores.value[counted], data.scores.feasible[counted]
         return self.info(
             reward=((weight * value)[feasible].sum() / weight[feasible].sum()).item(),
             kl_nats=((weight * away_from).sum() / weight.sum()).item(),
             feasible_fraction=(weight[feasible].sum() / weight.sum()).item(),
-            return_std=Scores(returns[seen]).std / state.alpha,
+            return_std=Scores(returns[counted]).std / state.alpha,
             gradient_norm=torch.stack(norms).mean().item(),
             network_evaluations=evaluations,
             oracle_calls=calls,
             **self.watch(watched),
         )
+
+    def _losses(
+        self, state: Any, data: ScoredPaths, targets: Any, steps: Steps, rows: Tensor, rng: torch.Generator,
+        seen: list[dict[str, Tensor]],
+    ) -> Iterator[Float[Tensor, ""]]:  # fmt: skip
+        """Of one minibatch, part by part; what is watched is added to ``seen``."""
+        for part in self.parts(steps):
+            loss, numbers = self.loss(state, data, targets, part, rows, rng)
+            seen.append(numbers)
+            yield loss
 
     def passes(self) -> tuple[int, int]:
         """Passes over the paths of an update, and optimiser steps per pass: one, where the loss is on-policy."""

@@ -76,8 +76,7 @@ class PPOInfo(BaselineInfo):
     """What one update logs."""
 
     ratio_first_pass: float
-    """Largest ``|log ratio|`` against the stored log-prob in the first pass of the network, nats; healthy: below
-    1e-4."""
+    """Largest ``|log ratio|`` against the stored log-prob in the first minibatch, nats; healthy: below 1e-4."""
     clip_fraction: float
     """Share of steps outside the clip range or trust region; healthy: 0.02 to 0.3. Exactly 0: it never acts."""
     log_ratio_rms: float
@@ -236,7 +235,7 @@ class PPO(BaselineSettings):
                 others = [other.step(steps.x_t, steps.t, steps.s, steps.cond) for other in state.references]
             kl = torch.stack([law.kl(other) for other in others]).double()
             loss = loss + steps.scale * (state.weights[:, None] / state.alpha * kl).sum() / len(rows)
-        return loss, {"log_ratio": log_ratio, "outside": outside.double().mean()}
+        return loss, {"log_ratio": log_ratio, "outside": outside.double()}
 
     def evaluations(self, state: TunedState, steps: Steps) -> int:
         """The policy's pass, and the references' for (2)."""
@@ -246,6 +245,6 @@ class PPO(BaselineSettings):
         """Ratios of the first and last minibatch, and steps outside the region in all."""
         return {
             "ratio_first_pass": watched[0]["log_ratio"].abs().max().item(),
-            "clip_fraction": torch.stack([seen["outside"] for seen in watched]).mean().item(),
+            "clip_fraction": torch.stack([seen["outside"].mean() for seen in watched]).mean().item(),
             "log_ratio_rms": watched[-1]["log_ratio"].square().mean().sqrt().item(),
         }

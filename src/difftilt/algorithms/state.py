@@ -69,6 +69,11 @@ def charge_every_step(policy: Policy, anchors: list[Anchor], conditions: Conditi
         UnsupportedError: tuning would move one of them, or an anchor's first one is another (seen at one state).
     """
     silent = policy.silent
+    if silent.all():
+        raise UnsupportedError(
+            f"expected a step with noise to tune; got none of {policy.steps}; give the process sigma_min > 0, or a "
+            "window in which a step starts"
+        )
     free = sum(policy.tuned_at(t) for t in policy.grid[:-1][silent])
     if free:
         raise UnsupportedError(
@@ -119,9 +124,10 @@ class TunedState:
     ) -> None:
         whole = anchors or self.greedy
         if not whole or not all(math.isfinite(anchor.weight) and anchor.weight > 0 for anchor in anchors):
-            came = [anchor.weight for anchor in anchors]
+            came = [anchor.weight for anchor in anchors] or 0
             raise ConfigError(
-                f"expected alpha > 0 for every anchor; got {came}; the tilted law needs a positive temperature"
+                f"expected alpha > 0 for every anchor; got {came}; the tilted law needs a positive temperature (ppo, "
+                "reinforce and reward_backprop take 0 and climb the reward alone)"
             )
         charge_every_step(policy, anchors, conditions)
         self.policy, self.anchors, self.updates = policy.eval(), list(anchors), 0

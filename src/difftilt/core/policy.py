@@ -92,7 +92,9 @@ class Policy(nn.Module, ModelHubMixin):
         return tuned_at is None or bool(tuned_at(t))
 
     def requires_grad_(self, requires_grad: bool = True) -> Policy:
-        """Tune :meth:`trainable`, or freeze everything."""
+        """Tune :meth:`trainable`, or freeze everything. A denoiser with ``wake()`` is told that it is tuned."""
+        if requires_grad:
+            getattr(self.denoiser, "wake", lambda: None)()
         for parameter in self.trainable() if requires_grad else self.parameters():
             parameter.requires_grad_(requires_grad)
         return self
@@ -255,7 +257,8 @@ def counting_passes(*policies: Policy) -> Generator[Passes]:
 def save_parts(folder: Path, config: dict[str, Any], network: nn.Module) -> None:
     """Write ``config.json`` and ``model.safetensors`` of a network described by ``config``."""
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+    # Cloned, because weights that are tied, or shared with a frozen part, are written for each of their names.
+    save_file({name: value.clone().contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
 
 
 def read_parts(model_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

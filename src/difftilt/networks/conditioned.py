@@ -53,6 +53,10 @@ class ConditionedDenoiser(nn.Module):
         if cond is None or LABEL not in cond:
             raise ConfigError(f"expected a condition '{LABEL}' with one label per row; got none; pass cond")
         one_hot = F.one_hot(x_t, self.vocabulary + 1) if x_t.ndim == 2 else x_t
+        if not 0 <= cond[LABEL].min() <= cond[LABEL].max() < self.labels:
+            raise ConfigError(
+                f"expected labels 0 to {self.labels - 1}; got {cond[LABEL].min()} to {cond[LABEL].max()}; correct them"
+            )
         label = F.one_hot(cond[LABEL].long(), self.labels)
         own = self.network(torch.cat([one_hot.flatten(1).float(), label.float()], dim=1))
         logits = self.base(x_t, t, None)

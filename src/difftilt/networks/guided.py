@@ -89,6 +89,10 @@ class Guided(nn.Module):
         """That of the denoiser."""
         return trainable(self.base)
 
+    def wake(self) -> None:
+        """It is tuned."""
+        getattr(self.base, "wake", lambda: None)()
+
     def _away(self, name: str, cond: Condition, n: int) -> Tensor:
         """Rows of the negative condition; the condition itself where there is none."""
         if name in self._negative:

@@ -19,12 +19,12 @@ class LatentCodec(ImageCodec):
     """Images of latents ``[B, C, h, w]``.
 
     Args:
-        vae: a diffusers autoencoder; used as it is, never copied or tuned.
+        vae: a diffusers autoencoder; used as it is, never copied or tuned (its parameters are frozen here).
         batch: images decoded at once.
     """
 
     def __init__(self, vae: Any, batch: int = 8) -> None:
-        self.vae, self.batch = vae, batch
+        self.vae, self.batch = vae.requires_grad_(False), batch
         self.factor, self.shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         self.scale = 2 ** (len(vae.config.block_out_channels) - 1)
 

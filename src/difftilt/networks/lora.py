@@ -91,12 +91,19 @@ class Adapted(nn.Module):
 
     def settle(self) -> None:
         """Switch the adapters off where they add nothing: a reference then costs no more than the bare network."""
+        if all((parameter == 0).all() for name, parameter in self.named_parameters() if ".lora_B." in name):
+            self._switch(False)
+
+    def wake(self) -> None:
+        """Switch the adapters on again, to be tuned."""
+        self._switch(True)
+
+    def _switch(self, on: bool) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        if all((parameter == 0).all() for name, parameter in self.named_parameters() if ".lora_B." in name):
-            for module in self.modules():
-                if isinstance(module, BaseTunerLayer):
-                    module.enable_adapters(False)
+        for module in self.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(on)
 
     def forward(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Condition | None = None) -> Tensor:
         """The prediction of the adapted denoiser. Gradient flows to the adapters and to ``x_t``."""
@@ -156,7 +163,16 @@ def lora(
         targets: see there.
         dropout: see there.
         seed: of the adapters' initial weights.
+
+    Raises:
+        ConfigError: it has adapters, or a window.
     """
+    for module in policy.denoiser.modules():
+        if isinstance(module, Adapted) or hasattr(module, "tuned_at"):
+            has = "adapters" if isinstance(module, Adapted) else "a window; adapt first: windowed(lora(policy))"
+            raise ConfigError(
+                f"expected a policy without adapters or window; got one with {has}; tune those that are there"
+            )
     shared = {id(own): nn.Parameter(own.detach(), requires_grad=False) for own in policy.denoiser.parameters()}
     base = copy.deepcopy(policy.denoiser, shared)
     with seeded_initialisation(seed):
@@ -174,9 +190,10 @@ def save_adapters(policy: Policy, folder: str | Path) -> None:
     Raises:
         ConfigError: it has none.
     """
-    if not isinstance(policy.denoiser, Adapted):
+    adapted = next((module for module in policy.denoiser.modules() if isinstance(module, Adapted)), None)
+    if adapted is None:
         raise ConfigError(
             f"expected a policy with adapters; got one with {type(policy.denoiser).__name__}; make it with "
             "difftilt.lora, or save all of it with policy.save_pretrained"
         )
-    policy.denoiser.save(Path(folder))
+    adapted.save(Path(folder))

@@ -149,6 +149,9 @@ def pipeline_policy(
     codec = LatentCodec(pipeline.vae)
     shape = _state_shape(model)
     if height is not None or width is not None:
+        for size in (height, width):
+            if size is not None and (size < codec.scale or size % codec.scale):
+                raise ConfigError(f"expected a multiple of {codec.scale} pixels; got {size}; change height or width")
         given = (height and height // codec.scale, width and width // codec.scale)
         shape = (shape[0], given[0] or shape[1], given[1] or shape[2])
     policy = model_policy(model, scheduler=pipeline.scheduler, codec=codec, event_shape=shape, **settings)

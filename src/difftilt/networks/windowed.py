@@ -76,6 +76,10 @@ class Windowed(nn.Module):
         self.frozen.eval()
         return self
 
+    def wake(self) -> None:
+        """The tuned network is tuned."""
+        getattr(self.tuned, "wake", lambda: None)()
+
     def trainable(self) -> list[nn.Parameter]:
         """That of the tuned network."""
         return trainable(self.tuned)

@@ -24,7 +24,7 @@ from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
-from difftilt.samplers.steering import check_designs, rows_of
+from difftilt.samplers.steering import check_designs, rows_of, unweighted
 from difftilt.types import Condition, Tensor
 
 
@@ -66,9 +66,9 @@ class BestOfN:
         value: Value | None = None,
         paths: bool = False,
     ) -> Weighted:
-        """``n`` designs, each the best of its own N; unweighted, no estimate of log Z."""
+        """``n`` designs, each the best of its own N; no weights (``-inf`` where all N are infeasible), no log Z."""
         check_designs(n)
-        kept = []
+        kept, feasible = [], []
         group = max(1, 4096 // self.candidates)
         for start in range(0, n, group):
             size = min(group, n - start)
@@ -78,8 +78,8 @@ class BestOfN:
             scores = score(under(reward, repeated), policy.codec, x_0).value.nan_to_num(nan=-torch.inf).view(size, -1)
             best = torch.arange(size, device=x_0.device) * self.candidates + scores.argmax(1)
             kept.append(states[:, best])
-        states = torch.cat(kept, dim=1)
-        log_weight = torch.zeros(n, dtype=torch.float64, device=states.device)
+            feasible.append(scores.max(1).values > -torch.inf)
+        states, log_weight = torch.cat(kept, dim=1), unweighted(torch.cat(feasible))
         return Weighted(states[-1], log_weight, None, states if paths else None)
 
 

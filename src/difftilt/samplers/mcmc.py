@@ -139,7 +139,7 @@ class MCMC:
         r""":math:`\log \pi` (without :math:`\log p` where that is not known) and its gradient, with (3) if need be."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            tilt = reward.on_probabilities(x).double() / self.alpha
+            tilt = reward.on_probabilities(policy.codec.readable(x)).double() / self.alpha
             tilt = tilt.where(~tilt.isnan(), -torch.inf)
             log_target = tilt if self.log_density is None else tilt + self.log_density(x)
             drift = torch.autograd.grad(log_target.sum(), x)[0].nan_to_num(nan=0.0)

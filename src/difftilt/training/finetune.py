@@ -24,7 +24,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.ranks import is_first, of_first, refuse_unlike, together
 from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import sample_states
-from difftilt.errors import StateError, UnsupportedError
+from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.rewards.function import as_reward
 from difftilt.rewards.oracle import Answer, Oracle, as_oracle
 from difftilt.rng import Streams
@@ -105,6 +105,8 @@ def finetune(
         )
     pretrained = policy.frozen_copy()
     tuned = policy.copy().requires_grad_(True)
+    if loop.kl_budget is not None and not (anchors or algorithm.alpha):
+        raise ConfigError("expected alpha > 0 with a KL budget, which finds it; got 0; leave out alpha or the budget")
     anchors = anchors or ([Anchor(pretrained, algorithm.alpha)] if algorithm.alpha else [])
     everyone = (tuned, pretrained, *(anchor.policy for anchor in anchors))
     with together(*(each.denoiser for each in everyone)):
@@ -118,7 +120,13 @@ def finetune(
         if first:
             assert folder is not None
             _, saved = load_checkpoint(folder.checkpoints, first)
-            state.load_state_dict(saved["algorithm"])
+            try:
+                state.load_state_dict(saved["algorithm"])
+            except (KeyError, ValueError) as error:
+                raise StateError(
+                    f"expected the checkpoint of a {type(algorithm).__name__} run with these settings; got another's "
+                    f"({error}); resume with the settings the run was started with"
+                ) from error
             streams.load_state_dict(saved["streams"])
             of_first(lambda: oracle.load_state_dict(saved["oracle"]))
             totals, spent = saved["totals"], saved["seconds"]

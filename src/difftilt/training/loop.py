@@ -34,6 +34,10 @@ class LoopConfig:
         if min(self.checkpoint_every, self.judge_every) < 1:
             came = f"checkpoint_every {self.checkpoint_every} and judge_every {self.judge_every}"
             raise ConfigError(f"expected intervals of at least 1 update; got {came}; raise them")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ConfigError(
+                f"expected a final learning rate of 0 to 1 times the first; got {self.final_learning_rate}; correct it"
+            )
         if self.kl_budget is not None and not self.kl_budget > 0:
             raise ConfigError(f"expected a KL budget above 0 nats; got {self.kl_budget}; raise --kl-budget")
         if self.ema is not None and not 0 <= self.ema < 1:

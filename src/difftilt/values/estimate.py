@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.errors import UnsupportedError
@@ -76,6 +77,8 @@ def reward_of_mean(
     if t > 0 or isinstance(policy.process, Masked):
         times = t.clamp(min=policy.grid[-2]).expand(len(x_t))
         mean = policy.process.denoised(policy.denoiser(x_t, times, cond), x_t, t)
+        if isinstance(policy.process, GaussianSteps):  # a state; others estimate probabilities of letters
+            mean = policy.codec.readable(mean)
     else:
         mean = policy.codec.readable(x_t)
     return reward.on_probabilities(mean).double()

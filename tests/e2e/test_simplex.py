@@ -67,6 +67,7 @@ def test_tuning_leaves_every_file_and_reads_letters_everywhere(difftilt, simplex
     assert "<html" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_update_moves_the_policy_toward_the_reward_and_costs_kl(difftilt, simplex):
     """Thirty updates at a small alpha raise the reward by more than both intervals; twin: alpha large, it stays."""
     risen = {}

@@ -13,6 +13,7 @@ import difftilt as dt
 from difftilt import build
 from difftilt.cli import main
 from difftilt.core.algorithm import Anchor
+from difftilt.domains import pretraining
 from difftilt.errors import ConfigError, StateError
 from difftilt.rewards.function import FunctionReward
 from difftilt.rewards.oracle import Answer, Oracle
@@ -91,8 +92,8 @@ def test_own_data_are_not_judged_by_the_replicate_of_the_shipped_table(monkeypat
     rows = random_rows(200, 10)
     (work / "own.csv").write_text("sequence,score\n" + "".join(f"{row},{row.count('A')}\n" for row in rows))
     asked = []
-    monkeypatch.setattr(build, "load", asked.append)
-    monkeypatch.setattr(build, "train_members", lambda make, x, y, config, on_member: [make().eval()])
+    monkeypatch.setattr(pretraining, "load", asked.append)
+    monkeypatch.setattr(pretraining, "train_members", lambda make, x, y, config, on_member: [make().eval()])
     assert main(["pretrain", "tfbind8", "--data", "own.csv", "--only", "judge", "-o", "m"]) == 0
     assert asked == []
     card = json.loads((work / "m" / "judge" / "config.json").read_text())["card"]
@@ -127,9 +128,9 @@ def test_a_run_is_resumed_from_another_working_directory(difftilt, tiny, scorers
 
 @pytest.mark.parametrize("alpha", [math.nan, math.inf, 0.0, -1.0])
 def test_a_temperature_that_is_no_positive_number_is_refused(models, alpha):
-    policy = dt.load(str(models / "denoiser"))
+    policy, method = dt.load(str(models / "denoiser")), dt.TrajectoryBalance(alpha=alpha, batch=8)
     with pytest.raises(ConfigError, match="expected alpha > 0"):
-        finetune(policy, lambda d: [1.0] * len(d), dt.PPO(alpha=alpha, batch=8), loop=LoopConfig(steps=1))
+        finetune(policy, lambda d: [1.0] * len(d), method, loop=LoopConfig(steps=1))
     with pytest.raises(ConfigError, match="expected alpha > 0"):
         dt.PPO().init(policy.requires_grad_(True), [Anchor(policy.frozen_copy(), alpha)])
 

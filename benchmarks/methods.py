@@ -326,11 +326,14 @@ def plot(out: Path) -> None:
         for point in curve[2::2]:
             axes.annotate(f"N = {point['n']}", (point["kl_nats"], point["judge"]), (4, -11), color="0.5",
                           textcoords="offset points", fontsize=7)  # fmt: skip
-        spots = []
+        spots, beyond = [], []
         for method, mine in rows(out, task).items():
             kl, judge = median(mine, "kl_nats"), median(mine, "judge")
             bound = bool(mine) and mine[0].get("kl_sense") == "at least"
             if kl is None or judge is None or method == "best_of_n" or (bound and kl == 0):
+                continue
+            if kl > 2 * kls[-1]:  # it would press all others together
+                beyond.append(f"{method}: judge {judge:.2f} at {kl:.0f} nats")
                 continue
             spots.append((judge, kl, f"{method} (KL at least)" if bound else method))
             colour = "C0" if method in TRAINED else "C1"
@@ -343,7 +346,7 @@ def plot(out: Path) -> None:
                           arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6})  # fmt: skip
         axes.plot([], [], "o", color="C0", label="tuned")
         axes.plot([], [], "D", color="C1", label="steered")
-        axes.set_xlabel("KL to the pretrained model, nats")
+        axes.set_xlabel("KL to the pretrained model, nats" + "".join(f"  ({text}, not drawn)" for text in beyond))
         axes.set_ylabel(f"judge, {build.task(task).score_name}")
         axes.legend(frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)

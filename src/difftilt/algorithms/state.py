@@ -69,16 +69,16 @@ def charge_every_step(policy: Policy, anchors: list[Anchor], conditions: Conditi
         UnsupportedError: tuning would move one of them, or an anchor's first one is another (seen at one state).
     """
     silent = policy.silent
-    if silent.all():
-        raise UnsupportedError(
-            f"expected a step with noise to tune; got none of {policy.steps}; give the process sigma_min > 0, or a "
-            "window in which a step starts"
-        )
     free = sum(policy.tuned_at(t) for t in policy.grid[:-1][silent])
     if free:
         raise UnsupportedError(
             f"expected noise in every step, so that its KL can be charged; got {free} of {policy.steps} steps "
             "without; give the process sigma_min > 0, or let a frozen network run them (difftilt.windowed, for flows)"
+        )
+    if silent.all():
+        raise UnsupportedError(
+            f"expected a step with noise to tune; got none of {policy.steps}; give the process sigma_min > 0, or a "
+            "window in which a step starts"
         )
     for t, s in zip(policy.grid[:-1][silent][:1], policy.grid[1:][silent][:1], strict=True):
         x_t = policy.prior(1, torch.Generator(policy.device).manual_seed(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from difftilt.problems.problem import Problem
 from difftilt.problems.simplex import SimplexProblem
 from difftilt.problems.tilted import kl_divergence
 from difftilt.rng import Streams
+from difftilt.samplers.smc import SMC
 from difftilt.tracking.run import plain
 from difftilt.verification.claims import STICK_DRAWS, Claim, Pair
 from difftilt.verification.exact import NONE, kl_to, mean_reward_of, moment_errors
@@ -117,6 +118,8 @@ def train(
     state: Any = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, problem.alpha)])
     if hasattr(state, "value") and state.value is None:
         state.value = value
+        if value is not None and isinstance(getattr(state, "teacher", None), SMC):
+            state.teacher = replace(state.teacher, tempering=0.0)  # an exact twist needs none
     for update in range(updates):
         state.scale_learning_rate(1 - update / (updates + 1))
         info = algorithm.step(state, problem.reward, rng)

@@ -34,7 +34,7 @@ import torch
 from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps
 from difftilt.algorithms.state import TunedState
 from difftilt.core.algorithm import Anchor
-from difftilt.core.conditions import Conditions
+from difftilt.core.conditions import Conditions, first_row
 from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import DifferentiableReward, Reward, Scores, under
@@ -133,8 +133,7 @@ class AdjointMatching(PathSettings):
         state = super().init(policy, anchors, conditions)
         with torch.no_grad():
             some = policy.prior(1, torch.Generator(policy.device).manual_seed(0))
-            cond = None if conditions is None else conditions.rows(torch.zeros(1, dtype=torch.long, device=some.device))
-            _step(policy, some, policy.grid[0], policy.grid[1], cond)
+            _step(policy, some, policy.grid[0], policy.grid[1], first_row(conditions, some.device))
         return state
 
     def collect(self, state: TunedState, reward: Reward, rng: torch.Generator) -> ScoredPaths:

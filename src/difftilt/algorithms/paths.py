@@ -24,7 +24,7 @@ import torch
 
 from difftilt.algorithms.state import TunedState, check_settings
 from difftilt.core.algorithm import Anchor
-from difftilt.core.conditions import Conditions
+from difftilt.core.conditions import Conditions, rows_of
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward, Scores, score, under
 from difftilt.core.trajectory import Trajectory, rollout
@@ -125,7 +125,6 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
     else:
         k = noisy[torch.rand((len(paths), steps), generator=rng, device=paths.device).topk(count, dim=1).indices]
     k, path = k.T.flatten(), paths.repeat(count)
-    cond = None if trajectory.cond is None else {name: value[path] for name, value in trajectory.cond.items()}
     return Steps(
         x_t=trajectory.states[k, path],
         x_s=trajectory.states[k + 1, path],
@@ -135,7 +134,7 @@ def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | 
         path=path,
         k=k,
         scale=steps / count,
-        cond=cond,
+        cond=rows_of(trajectory.cond, path),
         mean=None if trajectory.means is None else trajectory.means[k, path],
     )
 
@@ -150,7 +149,7 @@ def split_steps(steps: Steps, rows: int) -> list[Steps]:
 
     def part(value: Any, stretch: slice) -> Any:
         if isinstance(value, Mapping):
-            return {name: part(entry, stretch) for name, entry in value.items()}
+            return rows_of(value, stretch)
         return value[stretch] if isinstance(value, Tensor) else value
 
     stretches = [slice(start, start + rows) for start in range(0, len(steps.path), rows)]
@@ -295,13 +294,12 @@ class PathSettings(ABC):
 def select(data: ScoredPaths, rows: Tensor) -> ScoredPaths:
     """Some of the paths, by index or mask."""
     path = data.path
-    cond = None if path.cond is None else {name: value[rows] for name, value in path.cond.items()}
     part = replace(
         path,
         states=path.states[:, rows],
         log_prob=path.log_prob[:, rows],
         reference_log_prob=path.reference_log_prob[:, :, rows],
-        cond=cond,
+        cond=rows_of(path.cond, rows),
     )
     return replace(
         data,

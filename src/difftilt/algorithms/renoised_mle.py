@@ -24,7 +24,7 @@ import torch
 from difftilt.algorithms.paths import ScoredPaths, Steps
 from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLEState, WeightedMLE
 from difftilt.core.algorithm import Anchor
-from difftilt.core.conditions import Conditions
+from difftilt.core.conditions import Conditions, rows_of
 from difftilt.core.policy import Policy
 from difftilt.errors import UnsupportedError
 from difftilt.types import Float, Int, Tensor
@@ -69,7 +69,7 @@ class RenoisedMLE(WeightedMLE):
         x_t = policy.process.corrupt(x_0, t, rng)
         if policy.fixed is not None:
             x_t = policy.process.clamp(x_t, policy.fixed)
-        cond = data.path.cond and {name: value[rows] for name, value in data.path.cond.items()}
+        cond = rows_of(data.path.cond, rows)
         loss = policy.process.denoising_loss(policy.denoiser(x_t, t, cond), x_0, x_t, t)
         return (targets[rows] * loss).mean(), self.watched(state, data)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from difftilt.core.algorithm import Anchor
-from difftilt.core.conditions import Conditions
+from difftilt.core.conditions import Conditions, first_row
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.types import Condition, Float, Int, Tensor
@@ -82,7 +82,7 @@ def charge_every_step(policy: Policy, anchors: list[Anchor], conditions: Conditi
         )
     for t, s in zip(policy.grid[:-1][silent][:1], policy.grid[1:][silent][:1], strict=True):
         x_t = policy.prior(1, torch.Generator(policy.device).manual_seed(0))
-        cond = None if conditions is None else conditions.rows(torch.zeros(1, dtype=torch.long, device=x_t.device))
+        cond = first_row(conditions, x_t.device)
         own = policy.step(x_t, t, s, cond)
         if any(own.kl(anchor.policy.step(x_t, t, s, cond)).item() != 0 for anchor in anchors):
             raise UnsupportedError(

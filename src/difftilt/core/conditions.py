@@ -59,6 +59,18 @@ def numbers(cond: Condition | None, n: int, device: torch.device) -> Int[Tensor,
     return as_vectors(cond).unique(dim=0, return_inverse=True)[1]
 
 
+def rows_of(cond: Condition | None, rows: slice | Tensor, repeats: int = 1) -> Condition | None:
+    """Some rows of every condition, each ``repeats`` times in a row."""
+    return cond and {
+        name: value[rows] if repeats == 1 else value[rows].repeat_interleave(repeats, 0) for name, value in cond.items()
+    }
+
+
+def first_row(conditions: Conditions | None, device: torch.device) -> Condition | None:
+    """The first condition, for one design; ``None`` where there are none."""
+    return None if conditions is None else conditions.rows(torch.zeros(1, dtype=torch.long, device=device))
+
+
 def repeated(cond: Condition | None, times: int) -> Condition | None:
     """All rows, ``times`` over."""
     return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.conditions import rows_of
 from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.transition import Transition
@@ -109,8 +110,8 @@ def rollout(
     for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
         law = policy.step(x_t, t, s, cond)
         x_s = law.sample(rng)
-        log_prob.append(_log_prob(law, x_s))
         silent.append(not law.has_density)
+        log_prob.append(nothing if silent[-1] else law.log_prob(x_s))
         settled = silent[-1] and not policy.tuned_at(t)
         others = [] if settled else [other.step(x_t, t, s, cond) for other in references]
         reference.append([nothing for _ in references] if settled else [_log_prob(other, x_s) for other in others])
@@ -147,7 +148,7 @@ def sample_states(
     finished = []
     for start in range(0, n, batch):
         size = min(batch, n - start)
-        part = None if cond is None else {name: value[start : start + size] for name, value in cond.items()}
+        part = rows_of(cond, slice(start, start + size))
         x_t = policy.prior(size, rng)
         for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
             x_t = policy.step(x_t, t, s, part).sample(rng)

@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from difftilt.core.conditions import rows_of
 from difftilt.core.policy import Policy, trainable
 from difftilt.core.registry import construct, describe, register
 from difftilt.core.schedule import check_window, within
@@ -64,10 +65,7 @@ class Windowed(nn.Module):
         if not tuned.any():
             return self.frozen(x_t, t, cond)
         parts = [(network, rows.nonzero()[:, 0]) for network, rows in ((self.tuned, tuned), (self.frozen, ~tuned))]
-        answers = [
-            network(x_t[rows], t[rows], cond and {name: value[rows] for name, value in cond.items()})
-            for network, rows in parts
-        ]
+        answers = [network(x_t[rows], t[rows], rows_of(cond, rows)) for network, rows in parts]
         return torch.cat(answers)[torch.cat([rows for _, rows in parts]).argsort()]
 
     def train(self, mode: bool = True) -> Windowed:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.conditions import rows_of
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
-from difftilt.samplers.steering import check_designs, rows_of, unweighted
+from difftilt.samplers.steering import check_designs, unweighted
 from difftilt.types import Condition, Tensor
 
 

@@ -43,6 +43,7 @@ import torch
 import torch.nn.functional as F
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.conditions import rows_of
 from difftilt.core.gaussian_step import GaussianStep, GaussianSteps, per_row
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score, under
@@ -53,7 +54,7 @@ from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.processes.masked import Masked, MaskedStep
 from difftilt.processes.simplex import Simplex, SimplexStep
 from difftilt.processes.uniform import Uniform, UniformStep
-from difftilt.samplers.steering import ROWS, check_alpha, check_designs, rows_of, unweighted
+from difftilt.samplers.steering import ROWS, check_alpha, check_designs, unweighted
 from difftilt.types import Condition, Float, Tensor
 from difftilt.values.plug_in import default_value
 

@@ -30,13 +30,14 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.conditions import rows_of
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, score, under
 from difftilt.core.trajectory import rollout
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.metrics.log_z import restart, restart_point
-from difftilt.samplers.steering import ROWS, check_alpha, check_designs, rows_of, unweighted
+from difftilt.samplers.steering import ROWS, check_alpha, check_designs, unweighted
 from difftilt.types import Condition, Tensor
 
 RESTARTS = ("stored", "renoised")

@@ -46,14 +46,14 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.algorithm import Weighted
-from difftilt.core.conditions import numbers
+from difftilt.core.conditions import numbers, rows_of
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, under
 from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError
 from difftilt.metrics.log_z import systematic
-from difftilt.samplers.steering import ROWS, Move, check_alpha, check_designs, log_design_weight, rows_of
+from difftilt.samplers.steering import ROWS, Move, check_alpha, check_designs, log_design_weight
 from difftilt.types import Condition, Float, Int, Tensor
 from difftilt.values.plug_in import default_value
 

@@ -67,11 +67,6 @@ def draw(log_weight: Float[Tensor, "B M"], rng: torch.Generator) -> Int[Tensor, 
     return (log_weight - torch.log(-torch.log(noise))).argmax(1)
 
 
-def rows_of(cond: Condition | None, rows: slice | Tensor, repeats: int = 1) -> Condition | None:
-    """Some rows of every condition, each ``repeats`` times in a row."""
-    return cond and {name: value[rows].repeat_interleave(repeats, 0) for name, value in cond.items()}
-
-
 def check_designs(n: int) -> None:
     """Refuse to draw nothing.
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.core.algorithm import Weighted
+from difftilt.core.conditions import rows_of
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Reward, under
 from difftilt.core.value import Value
@@ -34,7 +35,6 @@ from difftilt.samplers.steering import (
     check_designs,
     draw,
     log_design_weight,
-    rows_of,
     unweighted,
 )
 from difftilt.types import Condition, Float, Tensor

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from difftilt.core.conditions import rows_of
 from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score, under
@@ -36,7 +37,7 @@ class Estimate(ABC):
         value = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
         for time in times.unique():
             rows = (times == time).nonzero()[:, 0]
-            part = cond and {name: condition[rows] for name, condition in cond.items()}
+            part = rows_of(cond, rows)
             estimate = self.at(x_t[rows], time, part) if time > 0 else self.at_end(x_t[rows], part)
             value = value.index_put((rows,), estimate.double())
         return value

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from difftilt.core.conditions import rows_of
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, score, under
 from difftilt.core.stats import log_mean_exp
@@ -159,7 +160,7 @@ def fit_value(
     for _ in range(settings.updates):
         rows = torch.randint(settings.paths, (settings.batch,), generator=rng, device=rng.device)
         k = torch.randint(times, (settings.batch,), generator=rng, device=rng.device)
-        part = cond and {name: condition[rows] for name, condition in cond.items()}
+        part = rows_of(cond, rows)
         target = tilt[rows]
         if settings.target == "bellman":
             with torch.no_grad():

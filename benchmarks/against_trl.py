@@ -19,7 +19,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,15 +80,9 @@ def _adapted(unet: Any, config: Any) -> Any:
     return unet
 
 
-def take_turns(runs: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median process seconds of each, run in turn after a warm-up, and ratios to the first."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for run in range(runs + 1):
-        for name, work in works.items():
-            start = time.process_time()
-            work()
-            if run:
-                times[name].append(time.process_time() - start)
+def compared(runs: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median process seconds of each, and ratios to the first."""
+    times = take_turns(runs, works)
     found = {name: statistics.median(values) for name, values in times.items()}
     for name in list(works)[1:]:
         pairs = zip(times["difftilt"], times[name], strict=True)
@@ -176,7 +169,7 @@ def ppo(runs: int, lora: bool) -> dict[str, dict[str, float]]:
     state, rng = algorithm.init(policy, []), torch.Generator().manual_seed(0)
     data = collect(state, Redness(), BATCH, rng)
     bare = Bare(folder, lora)
-    sample = take_turns(
+    sample = compared(
         runs,
         {
             "difftilt": lambda: policy.codec.decode(rollout(policy, BATCH, rng).x_0),
@@ -184,7 +177,7 @@ def ppo(runs: int, lora: bool) -> dict[str, dict[str, float]]:
             "trl": theirs_sample,
         },
     )
-    update = take_turns(
+    update = compared(
         runs,
         {"difftilt": lambda: algorithm.learn(state, data, rng), "bare": bare.update, "trl": theirs_update},
     )
@@ -211,7 +204,7 @@ def backprop(runs: int, live: int, lora: bool) -> dict[str, float]:
     algorithm = dt.RewardBackprop(alpha=0.0, batch=BATCH, learning_rate=1e-5, truncation=live)
     state, rng = algorithm.init(policy, []), torch.Generator().manual_seed(0)
     bare = Bare(folder, lora)
-    return take_turns(
+    return compared(
         runs,
         {
             "difftilt": lambda: algorithm.step(state, Redness(), rng),

@@ -13,11 +13,11 @@ import argparse
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from parts import take_turns
 
 import difftilt as dt
 from difftilt import build
@@ -32,13 +32,7 @@ from difftilt.tracking.run import provenance
 
 def alternate(ours: Callable[[], object], bare: Callable[[], object], runs: int) -> dict[str, float]:
     """Median process seconds of each, run in turn, after one warm-up of each."""
-    times: dict[str, list[float]] = {"ours": [], "bare": []}
-    for run in range(runs + 1):
-        for name, work in (("ours", ours), ("bare", bare)):
-            start = time.process_time()
-            work()
-            if run:
-                times[name].append(time.process_time() - start)
+    times = take_turns(runs, {"ours": ours, "bare": bare})
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = [a / b for a, b in zip(times["ours"], times["bare"], strict=True)]
     return {**medians, "ratio": medians["ours"] / medians["bare"], "median_of_ratios": statistics.median(ratios)}

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +43,18 @@ def write_part(out: Path, part: Sequence[str], row: dict[str, Any]) -> None:
     """Keep the row of a finished part, with the versions that made it."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{'-'.join(part)}.json").write_text(json.dumps(row | provenance(), indent=2) + "\n")
+
+
+def take_turns(runs: int, works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Process seconds of each work, run in turn ``runs`` times after a warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for run in range(runs + 1):
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            if run:
+                times[name].append(time.process_time() - start)
+    return times
 
 
 def log_z_row(task: str, alpha: float, particles: int) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import difftilt as dt
+from allocations import peak_bytes
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
@@ -260,14 +260,7 @@ def test_memory_of_backpropagation_through_a_pipeline_does_not_grow_with_steps(p
         algorithm = dt.RewardBackprop(alpha=0.1, batch=2)
         state = algorithm.init(policy, [Anchor(policy.frozen_copy(), 0.1)])
         algorithm.step(state, Redness(), torch.Generator().manual_seed(0))
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            algorithm.step(state, Redness(), torch.Generator().manual_seed(0))
-        events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-        alive = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            alive += event.nbytes()
-            most = max(most, alive)
-        return most
+        return peak_bytes(lambda: algorithm.step(state, Redness(), torch.Generator().manual_seed(0)))
 
     state = 2 * 4 * 8 * 8 * 4
     assert peak(9) - peak(3) <= 6 * (state + 600)

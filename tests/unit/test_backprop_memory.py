@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
+from allocations import peak_bytes
 from difftilt.algorithms import reward_backprop
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.core.algorithm import Anchor
@@ -58,22 +58,12 @@ def policy(kind: str, steps: int) -> Policy:
 
 
 def peak(kind: str, steps: int) -> int:
-    """Most bytes of tensors alive at once in a whole update, above what was loaded before it.
-
-    From every allocation and release that torch reports, the optimiser's first ones left out: no timing, no chance.
-    """
+    """Of a whole update, the optimiser's first allocations left out."""
     tuned, rng = policy(kind, steps), torch.Generator().manual_seed(0)
     algorithm = RewardBackprop(batch=BATCH)
     state = algorithm.init(tuned, [Anchor(tuned.frozen_copy(), 0.5)])
     algorithm.step(state, Sum(), rng)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        algorithm.step(state, Sum(), rng)
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
+    return peak_bytes(lambda: algorithm.step(state, Sum(), rng))
 
 
 def plain(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

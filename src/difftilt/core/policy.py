@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -28,6 +28,7 @@ from difftilt.core.transition import Transition
 from difftilt.errors import ConfigError, DiffTiltError, ShapeError, StateError
 from difftilt.types import Bool, Condition, Float, Tensor
 
+Module = TypeVar("Module", bound=nn.Module)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -129,9 +130,14 @@ class Policy(nn.Module, ModelHubMixin):
         """The same network run in ``steps`` equally spaced steps: another chain, hence another law."""
         return self._with(grid=uniform_grid(steps), fixed=self.fixed)
 
-    def _with(self, *, grid: Tensor, fixed: Tensor | None) -> Policy:
+    def with_denoiser(self, denoiser: nn.Module) -> Policy:
+        """The same chain around another network."""
+        return self._with(grid=self.grid, fixed=self.fixed, denoiser=denoiser)
+
+    def _with(self, *, grid: Tensor, fixed: Tensor | None, denoiser: nn.Module | None = None) -> Policy:
+        network = self.denoiser if denoiser is None else denoiser
         policy = Policy(
-            self.denoiser, self.process, self.codec, self.event_shape, grid=grid.cpu(), fixed=fixed, card=self.card
+            network, self.process, self.codec, self.event_shape, grid=grid.cpu(), fixed=fixed, card=self.card
         )
         return policy.to(self.device)
 
@@ -142,8 +148,7 @@ class Policy(nn.Module, ModelHubMixin):
     def copy(self) -> Policy:
         """A copy that can be tuned by itself: what tuning does not change is shared, not held twice."""
         own = {id(parameter) for parameter in self.trainable()}
-        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters() if id(p) not in own}
-        return copy.deepcopy(self, shared)
+        return sharing_copy(self, [parameter for parameter in self.parameters() if id(parameter) not in own])
 
     def frozen_copy(self) -> Policy:
         """A :meth:`copy` in eval mode without gradients: a reference. Parts that have ``settle()`` are told by it."""
@@ -222,6 +227,12 @@ class Policy(nn.Module, ModelHubMixin):
         )
         load_weights(policy.denoiser, weights, where=model_id)
         return policy.eval()
+
+
+def sharing_copy(module: Module, shared: Iterable[nn.Parameter]) -> Module:
+    """A copy of ``module`` that reads the numbers of ``shared``, frozen, in place of copies of them."""
+    own = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in shared}
+    return copy.deepcopy(module, own)
 
 
 def trainable(denoiser: nn.Module) -> list[nn.Parameter]:

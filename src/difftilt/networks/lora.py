@@ -9,7 +9,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,7 @@ from typing import Any, cast
 from safetensors.torch import save_file
 from torch import nn
 
-from difftilt.core.policy import Policy
+from difftilt.core.policy import Policy, sharing_copy
 from difftilt.core.registry import construct, describe, register
 from difftilt.errors import ConfigError
 from difftilt.rng import seeded_initialisation
@@ -173,15 +172,10 @@ def lora(
             raise ConfigError(
                 f"expected a policy without adapters or window; got one with {has}; tune those that are there"
             )
-    shared = {id(own): nn.Parameter(own.detach(), requires_grad=False) for own in policy.denoiser.parameters()}
-    base = copy.deepcopy(policy.denoiser, shared)
+    base = sharing_copy(policy.denoiser, policy.denoiser.parameters())
     with seeded_initialisation(seed):
         denoiser = Adapted(base, rank, lora_alpha, targets, dropout)
-    made = Policy(
-        denoiser, policy.process, policy.codec, policy.event_shape, grid=policy.grid.cpu(), fixed=policy.fixed,
-        card=policy.card,
-    )  # fmt: skip
-    return made.to(policy.device).eval()
+    return policy.with_denoiser(denoiser).eval()
 
 
 def save_adapters(policy: Policy, folder: str | Path) -> None:

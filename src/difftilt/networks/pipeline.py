@@ -17,7 +17,7 @@ from difftilt.core.noise import Table
 from difftilt.core.policy import Policy
 from difftilt.core.process import Process
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.networks.diffusers_model import DiffusersDenoiser, class_name
+from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.diffusers_scheduler import flow_from_diffusers, from_diffusers
 from difftilt.networks.guided import NEGATIVE, Guided
 from difftilt.networks.latents import LatentCodec
@@ -83,7 +83,6 @@ def model_policy(
     Raises:
         UnsupportedError: a model or scheduler that is not supported; those that are, are named.
     """
-    class_name(model)
     process, grid, timesteps, continuous = chain(scheduler, steps, eta=eta, level=level, sigma_min=sigma_min)
     denoiser: Any = DiffusersDenoiser(model, timesteps, continuous=continuous, precision=precision)
     if label is not None:
@@ -162,8 +161,8 @@ def pipeline_policy(
         negative: Condition = {"label": torch.tensor([model.config.num_embeds_ada_norm])}
     else:
         default, negative = _encoded(pipeline, [prompt], [negative_prompt])
-    policy.denoiser = Guided(policy.denoiser, scale, default, negative if scale != 1 else None)
-    return policy.to(model.device).eval()
+    guided = Guided(policy.denoiser, scale, default, negative if scale != 1 else None)
+    return policy.with_denoiser(guided).eval()
 
 
 def prompts(

@@ -30,7 +30,7 @@ from difftilt.core.reward import Reward, score
 from difftilt.core.schedule import uniform_grid
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.exact_value import TableValue, corner_weights, step_of
-from difftilt.problems.problem import Histogram
+from difftilt.problems.problem import Histogram, TiltedLaw
 from difftilt.problems.tilted import kl_divergence
 from difftilt.processes.uniform import Uniform, UniformStep
 from difftilt.types import Condition, Float, Int, Tensor
@@ -95,7 +95,7 @@ def _designs(letters: int, length: int) -> Int[Tensor, "N L"]:
     return torch.cartesian_prod(*[torch.arange(letters)] * length).view(-1, length)
 
 
-class DenseProblem:
+class DenseProblem(TiltedLaw):
     """A policy over uniform diffusion, a reward and a temperature, with exact answers.
 
     Args:
@@ -159,16 +159,6 @@ class DenseProblem:
     def pretrained_law(self) -> Float[Tensor, " N"]:
         """:math:`p_{pre}(x_0)`."""
         return self.law(self.reference)
-
-    @cached_property
-    def log_z(self) -> float:
-        """Log of the normaliser of the tilted law, nats."""
-        return (self.pretrained_law.log() + self.table / self.alpha).logsumexp(0).item()
-
-    @cached_property
-    def tilted(self) -> Float[Tensor, " N"]:
-        """:math:`p^*(x_0)`."""
-        return (self.pretrained_law.log() + self.table / self.alpha).softmax(0)
 
     @cached_property
     def target(self) -> Float[Tensor, " N"]:

@@ -11,7 +11,9 @@ They are one law iff :math:`v_1` is constant. ``kl`` is to (1); what the trained
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -43,6 +45,30 @@ class Histogram:
     def total_variation(self) -> float:
         """Half the sum of absolute differences, 0 to 1; of N samples of the law itself it is not 0."""
         return 0.5 * (self.observed - self.expected).abs().sum().item()
+
+
+class TiltedLaw(ABC):
+    """The tilted law of a table of designs, all of which have a reward, from the pretrained one."""
+
+    table: Float[Tensor, " N"]
+    """Reward of every design, reward units."""
+    alpha: float
+    """KL temperature, reward units per nat."""
+
+    @property
+    @abstractmethod
+    def pretrained_law(self) -> Float[Tensor, " N"]:
+        """:math:`p_{pre}(x_0)`."""
+
+    @cached_property
+    def log_z(self) -> float:
+        """Log of the normaliser of the tilted law, nats."""
+        return (self.pretrained_law.log() + self.table / self.alpha).logsumexp(0).item()
+
+    @cached_property
+    def tilted(self) -> Float[Tensor, " N"]:
+        """:math:`p^*(x_0)`."""
+        return (self.pretrained_law.log() + self.table / self.alpha).softmax(0)
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from difftilt.core.sticks import break_sticks, sticks_of
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.exact_value import FunctionValue
-from difftilt.problems.problem import Histogram
+from difftilt.problems.problem import Histogram, TiltedLaw
 from difftilt.problems.stick_plane import INSIDE, OUTSIDE, ends, letters, nodes
 from difftilt.problems.stick_posterior import StickPosterior
 from difftilt.problems.tilted import kl_divergence
@@ -41,7 +41,7 @@ DRAWS = 20_000
 BATCH = 10_000
 
 
-class SimplexProblem:
+class SimplexProblem(TiltedLaw):
     """A policy over simplex diffusion of three letters, a reward and a temperature, with exact answers.
 
     Args:
@@ -101,16 +101,6 @@ class SimplexProblem:
         coarse = letters(self.process, every_other, ends(self.pretrained, every_other)[0])
         law = (4 * letters(self.process, self.nodes, self.ends[0]) - coarse) / 3
         return law[torch.arange(self.length), self.designs].prod(1)
-
-    @cached_property
-    def log_z(self) -> float:
-        """Log of the normaliser of the tilted law, nats."""
-        return (self.pretrained_law.log() + self.table / self.alpha).logsumexp(0).item()
-
-    @cached_property
-    def tilted(self) -> Float[Tensor, " N"]:
-        """:math:`p^*(x_0)`."""
-        return (self.pretrained_law.log() + self.table / self.alpha).softmax(0)
 
     @cached_property
     def target_mean_reward(self) -> float:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from difftilt.tracking.run import RunFolder
 from difftilt.training.budget import adapt_alpha, first_alpha, overspent
 from difftilt.training.ema import Ema
 from difftilt.training.loop import LoopConfig
+from difftilt.types import Tensor
 
 PILOT = 64
 """Designs of the pretrained policy that are scored to choose the first alpha of a KL budget."""
@@ -189,7 +190,7 @@ def finetune(
             }
             if not state.anchors:
                 record["kl_nats"] = None
-            _check_finite(record, tuned)
+            _check_finite(record, trained)
             shown = [record["reward"], record["kl_nats"] or 0.0]
             refuse_unlike("reward and KL", torch.tensor(shown, dtype=torch.float64))
             if average is not None:
@@ -227,13 +228,13 @@ def _begin(folder: RunFolder | None, *, resume: bool) -> tuple[int, list[dict[st
     return first, folder.read(folder.metrics)
 
 
-def _check_finite(record: dict[str, Any], policy: Policy) -> None:
+def _check_finite(record: dict[str, Any], trained: Mapping[str, Tensor]) -> None:
     """Nothing of a diverged policy is kept.
 
     Raises:
         StateError: the KL is not finite, or a parameter is not.
     """
-    broken = [name for name, value in policy.named_parameters() if not value.isfinite().all()]
+    broken = [name for name, value in trained.items() if not value.isfinite().all()]
     if broken or not math.isfinite(record["kl_nats"] or 0.0):
         came = f"'{broken[0]}' with other numbers" if broken else f"a KL of {record['kl_nats']} nats"
         raise StateError(

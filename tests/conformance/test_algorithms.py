@@ -41,7 +41,13 @@ WORLD = ["tokens"]
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adjoint_matching": [{}, {"epochs": 2, "minibatches": 3, "steps_per_path": 2}],
     "ppo": [{}, {"kl": "closed_form"}, {"baseline": "running", "steps_per_path": 2, "epochs": 3, "minibatches": 5}],
-    "reward_backprop": [{}, {"truncation": 2}, {"random_truncation": True}, {"truncation": 1, "low_variance": 2}],
+    "reward_backprop": [
+        {},
+        {"truncation": 2},
+        {"random_truncation": True},
+        {"truncation": 1, "low_variance": 2},
+        {"read_from": 0.4},
+    ],
     "path_consistency": [{}, {"span": 2, "epochs": 2, "minibatches": 3}, {"steps_per_path": 1}],
     "detailed_balance": [{}],
     "subtrajectory_balance": [{}],
@@ -216,7 +222,7 @@ def test_designs_of_the_update_are_kept_and_the_reward_is_their_mean(name: str, 
     if name == "value_weighted_mle":  # so does the value, and every candidate of a last step
         assert info.oracle_calls == len(reward.designs) == 64 + BATCH + 4 * BATCH
         return
-    designs_each = 1 + settings.get("low_variance", 0)
+    designs_each = 1 + settings.get("low_variance", 0) + ("read_from" in settings)
     assert info.oracle_calls == len(reward.designs) + reward.relaxed == BATCH * designs_each
     assert not reward.designs or torch.equal(codec.encode(reward.designs), codec.encode(designs))
 

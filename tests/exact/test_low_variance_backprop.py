@@ -8,12 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from difftilt.algorithms.reward_backprop import (
-    RewardBackprop,
-    differentiable_rollout,
-    last_step_again,
-    reward_backprop_loss,
-)
+from difftilt.algorithms.pathwise import differentiable_rollout, last_step_again
+from difftilt.algorithms.reward_backprop import RewardBackprop, reward_backprop_loss
 from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import VectorCodec
 from difftilt.core.conditions import Conditions
@@ -100,7 +96,7 @@ def drawn(policy: Policy, batches: int = BATCHES) -> tuple[torch.Tensor, torch.T
     rng, own, again = torch.Generator().manual_seed(0), [], []
     for _ in range(batches):
         cut = torch.ones(128, dtype=torch.long)
-        x_0, kl = differentiable_rollout(policy, 128, rng, [REFERENCE], tau=1.0, cut=cut)
+        x_0, kl, _ = differentiable_rollout(policy, 128, rng, [REFERENCE], tau=1.0, cut=cut)
         own.append(-ALPHA * flat(reward_backprop_loss(REWARD(x_0), kl, vector(ALPHA)), policy))
         x_0, kl = last_step_again(policy, x_0.detach(), MORE, rng, [REFERENCE], tau=1.0)
         again.append(-ALPHA * flat(reward_backprop_loss(REWARD(x_0), kl, vector(ALPHA)), policy))
@@ -204,7 +200,7 @@ def test_with_one_token_the_redone_step_has_the_mean_of_the_last_one() -> None:
 
     def last() -> tuple[torch.Tensor, torch.Tensor]:
         cut = torch.full((512,), 2)
-        return differentiable_rollout(policy, 512, rng, [reference], tau=0.5, cut=cut)
+        return differentiable_rollout(policy, 512, rng, [reference], tau=0.5, cut=cut)[:2]
 
     def redone() -> tuple[torch.Tensor, torch.Tensor]:
         return last_step_again(policy, last()[0].detach().argmax(-1), MORE, rng, [reference], tau=0.5)

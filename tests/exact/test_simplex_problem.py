@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from difftilt.algorithms.reward_backprop import RewardBackprop
+from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import SimplexCodec, TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.core.schedule import uniform_grid
@@ -221,3 +224,21 @@ def test_what_has_no_exact_answer_is_refused(exact):
     four = Policy(network, Simplex(4), SimplexCodec("ACGT", 2), (2, 3), steps=2)
     with pytest.raises(UnsupportedError, match="simplex diffusion of 3 letters"):
         SimplexProblem(four, reward(), alpha=ALPHA)
+
+
+# --- reward backpropagation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("settings", "learns"), [({}, True), ({"read_from": 1.0}, False)], ids=["early", "finished"])
+def test_backpropagation_learns_from_early_readings_and_not_from_finished_corners(
+    settings: dict[str, Any], learns: bool
+) -> None:
+    """Mean reward of 8,000 designs (standard error 0.004) after 12 updates. Measured: 0.077 and -0.041, from -0.039."""
+    start = policy(LAWS[0][:, None] * LAWS[1], 20)
+    algorithm = RewardBackprop(alpha=ALPHA, batch=128, learning_rate=0.1, **settings)
+    state = algorithm.init(start.copy().requires_grad_(True), [Anchor(start, ALPHA)])
+    rng = generator()
+    for _ in range(12):
+        algorithm.step(state, reward(), rng)
+    before, after = (reward()(p.sample(8_000, seed=1, batch=8_000)).mean().item() for p in (start, state.policy))
+    assert (after > before + 0.04) == learns

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from allocations import peak_bytes
-from difftilt.algorithms import reward_backprop
+from difftilt.algorithms import pathwise
 from difftilt.algorithms.reward_backprop import RewardBackprop
 from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import TokenCodec, VectorCodec
@@ -77,5 +77,5 @@ def test_memory_grows_by_the_stored_states_alone(kind: str, monkeypatch: pytest.
     grown = peak(kind, 100) - peak(kind, 10)
     assert grown <= 1.01 * 90 * STATE[kind]
     assert grown >= 0.99 * 90 * STATE[kind], "states are kept: the measure sees them"
-    monkeypatch.setattr(reward_backprop, "checkpoint", plain)
+    monkeypatch.setattr(pathwise, "checkpoint", plain)
     assert peak(kind, 20) - peak(kind, 10) > 5 * 10 * STATE[kind]

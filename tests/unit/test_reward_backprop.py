@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.algorithms import reward_backprop
+from difftilt.algorithms import pathwise
+from difftilt.algorithms.pathwise import differentiable_rollout
 from difftilt.algorithms.ppo import PPO
-from difftilt.algorithms.reward_backprop import RewardBackprop, differentiable_rollout, reward_backprop_loss
+from difftilt.algorithms.reward_backprop import RewardBackprop, reward_backprop_loss
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import TokenCodec, VectorCodec
@@ -27,6 +29,7 @@ from difftilt.problems.linear_gaussian import Chain, LinearGaussian, Quadratic
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.processes.gaussian import Gaussian
 from difftilt.rewards.table import TableReward as MeasuredTable
+from difftilt.values.plug_in import PlugIn
 
 ALPHA = 0.5
 ALL = torch.zeros(1, dtype=torch.long)
@@ -68,7 +71,7 @@ def rolled(
     policy: Policy, reference: Policy, n: int, *, seed: int = 0, tau: float = 1.0, cut: torch.Tensor = ALL
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    return differentiable_rollout(policy, n, rng, [reference], tau=tau, cut=cut.expand(n))
+    return differentiable_rollout(policy, n, rng, [reference], tau=tau, cut=cut.expand(n))[:2]
 
 
 def objective(policy: Policy, reference: Policy, reward: Any, n: int, **options: Any) -> torch.Tensor:
@@ -111,7 +114,7 @@ def test_the_pathwise_gradient_is_that_of_the_exact_objective(name: str) -> None
     exact = gradient(Chain.read(policy).objective(REWARD, ALPHA, Chain.read(reference)), policy)
     rng, rows = torch.Generator().manual_seed(0), {1.0: [], 0.0: [], -1.0: []}
     for _ in range(64):
-        x_0, kl = differentiable_rollout(policy, 256, rng, [reference], tau=1.0, cut=ALL.expand(256))
+        x_0, kl, _ = differentiable_rollout(policy, 256, rng, [reference], tau=1.0, cut=ALL.expand(256))
         for sign, kept in rows.items():
             loss = reward_backprop_loss(REWARD.on_probabilities(x_0), sign * kl, vector(ALPHA))
             kept.append(-ALPHA * torch.cat([g.flatten() for g in torch.autograd.grad(
@@ -240,7 +243,7 @@ def test_the_checkpointed_gradient_is_the_plain_one_to_the_last_bit(
         start = tokens.tunable() if kind == "tokens" else corrected(tokens.pretrained, hidden=16)
         reference, policy, reward = tokens.pretrained, jolted(start, 0.3), tokens.reward
     checkpointed = gradient(objective(policy, reference, reward, 64, tau=0.7), policy)
-    monkeypatch.setattr(reward_backprop, "checkpoint", plain)
+    monkeypatch.setattr(pathwise, "checkpoint", plain)
     assert torch.equal(gradient(objective(policy, reference, reward, 64, tau=0.7), policy), checkpointed)
     assert checkpointed.norm() > 0
 
@@ -291,7 +294,7 @@ def test_activations_are_not_kept(tokens: TiltedProblem, monkeypatch: pytest.Mon
     narrow, wide, long = kept(8), kept(256), kept(8, steps=9)
     assert narrow == wide
     assert long - narrow <= 6 * 2 * 32 * 3 * 4, "more than a state or two for each further step"
-    monkeypatch.setattr(reward_backprop, "checkpoint", plain)
+    monkeypatch.setattr(pathwise, "checkpoint", plain)
     assert kept(256) > kept(8) + 3 * 32 * 248
 
 
@@ -331,7 +334,7 @@ def live_steps(policy: Policy, reference: Policy, batch: int, cut: torch.Tensor)
 @pytest.mark.parametrize("truncation", [1, 2, 6, 99])
 def test_exactly_the_last_steps_carry_gradient(truncation: int) -> None:
     policy, reference = probed(3)
-    cut = RewardBackprop(truncation=truncation, batch=3)._cuts(6, torch.Generator(), policy.device)
+    cut = RewardBackprop(truncation=truncation, batch=3)._cuts(torch.full((3,), 6), torch.Generator())
     live = live_steps(policy, reference, 3, cut)
     expected = torch.arange(6) >= 6 - truncation
     assert torch.equal(live, expected[:, None].expand(-1, 3))
@@ -369,7 +372,7 @@ def test_the_random_cut_is_drawn_once_per_trajectory() -> None:
     """
     policy, reference = probed(3000)
     algorithm = RewardBackprop(batch=3000, random_truncation=True)
-    cut = algorithm._cuts(6, torch.Generator().manual_seed(1), policy.device)
+    cut = algorithm._cuts(torch.full((3000,), 6), torch.Generator().manual_seed(1))
     live = live_steps(policy, reference, 3000, cut)
     assert is_suffix(live).all()
     assert torch.equal(live.sum(0), 6 - cut)
@@ -382,7 +385,7 @@ def test_the_random_cut_is_drawn_once_per_trajectory() -> None:
 
 def test_the_random_cut_is_redrawn_at_every_update_and_used_by_the_step(tokens: TiltedProblem) -> None:
     algorithm, rng = RewardBackprop(batch=64, random_truncation=True), torch.Generator().manual_seed(0)
-    first, second = (algorithm._cuts(6, rng, torch.device("cpu")) for _ in range(2))
+    first, second = (algorithm._cuts(torch.full((64,), 6), rng) for _ in range(2))
     assert not torch.equal(first, second)
 
     def moved(**settings: Any) -> torch.Tensor:
@@ -403,6 +406,96 @@ def test_the_random_cut_is_redrawn_at_every_update_and_used_by_the_step(tokens: 
 def test_a_truncation_without_meaning_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected truncation >= 1"):
         RewardBackprop(**settings)
+
+
+# --- reading early -------------------------------------------------------------------------------------------------
+
+EARLY = RewardBackprop(alpha=0.0, batch=6, read_from=0.5)
+
+
+def early_objective(policy: Policy, references: list[Policy], read: int, cut: int = 0) -> torch.Tensor:
+    """Reward of one trajectory's predicted design, minus its KL, with its graph."""
+    rng, step = torch.Generator().manual_seed(0), torch.tensor([read])
+    _, kl, seen = differentiable_rollout(policy, 1, rng, references, tau=1.0, cut=ALL + cut, read=step)
+    return PlugIn(policy, REWARD)(seen, policy.grid[step]).sum() - ALPHA * kl.sum()
+
+
+@pytest.mark.parametrize("read", [1, 3, 5])
+def test_an_early_reading_has_the_gradient_of_finite_differences_up_to_its_step_and_none_after(read: int) -> None:
+    """The twin, finished designs, has gradient in the last step too."""
+    policy, _ = probed(1)
+    free = policy.denoiser.free
+    (exact,) = torch.autograd.grad(early_objective(policy, [], read), [free])
+    assert torch.equal((exact != 0).any(-1)[:, 0], torch.arange(6) <= read)
+    for place in itertools.product(range(read + 1), (0,), range(2)):
+        ends = []
+        for move in (0.5, -1.0):
+            free.data[place] += move
+            ends.append(early_objective(policy, [], read).item())
+        free.data[place] += 0.5
+        assert ends[0] - ends[1] == pytest.approx(exact[place].item(), rel=1e-4)  # quadratic in it
+    x_0 = differentiable_rollout(policy, 1, torch.Generator().manual_seed(0), [], tau=1.0, cut=ALL)[0]
+    (finished,) = torch.autograd.grad(REWARD.on_probabilities(x_0).sum(), [free])
+    assert (finished[-1] != 0).any()
+
+
+@pytest.mark.parametrize("read", [1, 4])
+def test_a_step_after_the_reading_is_trained_by_its_own_kl_alone(read: int) -> None:
+    """Each late step's gradient is that of its KL at the same state, taken as given."""
+    policy, reference = probed(1)
+    free = policy.denoiser.free
+    (found,) = torch.autograd.grad(early_objective(policy, [reference], read), [free])
+    rng = torch.Generator().manual_seed(0)
+    x_t, seeds = policy.prior(1, rng), torch.randint(2**62, (6,), generator=rng).tolist()
+    for k in range(6):
+        own, other = (p.step(x_t, policy.grid[k], policy.grid[k + 1]) for p in (policy, reference))
+        (alone,) = torch.autograd.grad(-ALPHA * own.kl(other).sum(), [free])
+        same = torch.allclose(found[k], alone[k], rtol=1e-10, atol=1e-12)
+        assert same == (k > read), "early steps have more than their own KL"
+        x_t = own.sample(torch.Generator().manual_seed(seeds[k])).detach()
+
+
+@pytest.mark.parametrize("truncation", [1, 2, 9])
+def test_truncation_counts_back_from_the_reading(truncation: int) -> None:
+    policy, _ = probed(6)
+    algorithm = dataclasses.replace(EARLY, truncation=truncation)
+    read = algorithm._readings(policy, torch.Generator().manual_seed(0))
+    cut = algorithm._cuts(read, torch.Generator())
+    policy, _ = probed(1)
+    for step, first in zip(read.tolist(), cut.tolist(), strict=True):
+        (found,) = torch.autograd.grad(early_objective(policy, [], step, first), [policy.denoiser.free])
+        live = (torch.arange(6) >= step - truncation) & (torch.arange(6) <= step)
+        assert torch.equal((found != 0).any(-1)[:, 0], live)
+
+
+def test_readings_are_uniform_over_the_steps_from_their_share_on() -> None:
+    """H0: uniform on 3, 4, 5 of 6, over 3,000 trajectories; 5.5 standard errors of 3 counts (false alarm 1e-7)."""
+    policy, _ = probed(1)
+    read = dataclasses.replace(EARLY, batch=3000)._readings(policy, torch.Generator().manual_seed(1))
+    counts = torch.bincount(read, minlength=7)
+    assert counts[[0, 1, 2, 6]].sum() == 0
+    assert ((counts[3:6] - 1000).abs() < 5.5 * (3000 * 2 / 9) ** 0.5).all()
+    finished = dataclasses.replace(EARLY, read_from=None)._readings(policy, torch.Generator())
+    assert (finished == 6).all()
+
+
+def test_with_an_early_reading_the_logged_reward_is_still_that_of_finished_designs(tokens: TiltedProblem) -> None:
+    state = EARLY.init(jolted(tokens.tunable(), 0.5), [])
+    info = EARLY.step(state, tokens.reward, torch.Generator().manual_seed(0))
+    designs = tokens.pretrained.codec.decode(state.x_0)
+    assert info.reward == pytest.approx(tokens.reward(designs).mean().item(), abs=1e-12)
+    assert info.oracle_calls == 12
+
+
+@pytest.mark.parametrize("settings", [{"read_from": 0.0}, {"read_from": 1.1}, {"read_from": math.nan}])
+def test_a_share_without_a_step_to_read_at_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected read_from above 0, at most 1"):
+        RewardBackprop(**settings)
+
+
+def test_redone_last_steps_are_not_read_early() -> None:
+    with pytest.raises(ConfigError, match=r"expected low_variance.*without read_from"):
+        RewardBackprop(truncation=1, low_variance=2, read_from=0.5)
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ gradient at temperature tau backward. That gradient is *biased* even untruncated
 the reward of the hard designs.
 
 Truncation drops the graph before the last K' steps (DRaFT-K), or before one random cut per trajectory (AlignProp); the
-cut is drawn once per trajectory. Each step with a graph, unless it is the only one, is checkpointed: its network
-activations are recomputed in the backward pass, with the same noise, so memory grows with K only by the stored states.
+cut is drawn once per trajectory. Steps with a graph are checkpointed (:mod:`difftilt.algorithms.pathwise`).
 
 With K' = 1 the last step may be redone n times (DRaFT-LV), from its design noised afresh to the time t of that step,
 
@@ -24,24 +23,32 @@ With K' = 1 the last step may be redone n times (DRaFT-LV), from its design nois
 ``i = 0`` being the trajectory's own. Its noise is lower for n further reward calls and no further trajectories; its
 mean is that of DRaFT-1 iff the chain's law at t is that of its noised designs, and off by as much as these two differ.
 
+Where finished designs are all but corners, as on the simplex, the gradient of r(x_0) vanishes on nearly every
+trajectory. The reward may then be read early (ReFL), off the design predicted at a step R of each trajectory,
+
+.. math:: r\big( E_\theta[ x_0 \mid x_{t_R} ] \big), \quad R \sim U\{ \lceil \rho K \rceil, \dots, K - 1 \}
+    \qquad (3)
+
+in place of :math:`r(x_0)` in (1): biased, as r of a mean is not the mean of r. Steps from R on are trained by their own
+KLs alone, and no gradient flows between them.
+
 Differs from the papers in: the KL is part of the objective; hard tokens go forward; (2) is a mean, not a sum, so that n
-does not change the learning rate.
+does not change the learning rate; (3) has a graph before the step R too, and no clipping of the reward.
 
 References:
     Clark et al. 2023 (DRaFT), https://arxiv.org/abs/2309.17400; Prabhudesai et al. 2023 (AlignProp),
-    https://arxiv.org/abs/2310.03739; Wang et al. 2024 (DRAKES), https://arxiv.org/abs/2410.13643; Uehara et al. 2024,
-    section 4.2, https://arxiv.org/abs/2407.13734.
+    https://arxiv.org/abs/2310.03739; Wang et al. 2024 (DRAKES), https://arxiv.org/abs/2410.13643; Xu et al. 2023
+    (ReFL), https://arxiv.org/abs/2304.05977; Uehara et al. 2024, section 4.2, https://arxiv.org/abs/2407.13734.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
+from difftilt.algorithms.pathwise import differentiable_rollout, last_step_again
 from difftilt.algorithms.state import GreedyState, TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions, repeated
@@ -49,7 +56,11 @@ from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward, under
 from difftilt.core.schedule import anneal
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.types import Condition, Float, Int, Tensor
+from difftilt.types import Float, Int, Tensor
+from difftilt.values.plug_in import PlugIn
+
+CORNERS = 0.3
+"""Rho of (3) where finished designs are all but corners."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class RewardBackpropInfo:
     """Denoiser passes, counted per design and step: policy and references, and both again where the backward pass
     recomputes a step."""
     oracle_calls: int
-    """Designs scored."""
+    """Designs scored, predicted ones too."""
 
 
 def reward_backprop_loss(
@@ -109,6 +120,9 @@ class RewardBackprop:
     """One uniformly random cut per trajectory instead."""
     low_variance: int | None = None
     """n of (2): further designs of each trajectory, with ``truncation = 1`` only; a reward call each. The paper: 2."""
+    read_from: float | None = None
+    """Rho of (3): share of the chain after which the reward is read off predicted designs; 1: off finished ones. When
+    not set: 0.3 on the simplex, else 1."""
     max_gradient_norm: float = 10.0
     """Gradients are scaled down to this norm."""
 
@@ -120,6 +134,13 @@ class RewardBackprop:
         if self.low_variance is not None and self.truncation != 1:
             raise ConfigError(
                 f"expected low_variance together with truncation 1; got truncation {self.truncation}; set it to 1"
+            )
+        if self.read_from is not None and not 0 < self.read_from <= 1:
+            raise ConfigError(f"expected read_from above 0, at most 1; got {self.read_from}; 1 reads finished designs")
+        if (self.read_from or 1.0) < 1 and self.low_variance is not None:
+            raise ConfigError(
+                "expected low_variance, which redoes the last step, without read_from, which reads before it; got "
+                f"{self.low_variance} and {self.read_from}; choose one"
             )
 
     def init(self, policy: Policy, anchors: list[Anchor], conditions: Conditions | None = None) -> TunedState:
@@ -144,14 +165,21 @@ class RewardBackprop:
             )
         policy = state.policy
         tau = anneal(self.tau, self.tau_end, state.updates / max(1, self.tau_updates))
-        cut = self._cuts(policy.steps, rng, policy.device)
-        x_0, kl = differentiable_rollout(policy, self.batch, rng, state.references, tau=tau, cut=cut, cond=cond)
+        read = self._readings(policy, rng)
+        cut = self._cuts(read, rng)
+        x_0, kl, seen = differentiable_rollout(
+            policy, self.batch, rng, state.references, tau=tau, cut=cut, read=read, cond=cond
+        )
         tokens = x_0.ndim > 1 + len(policy.event_shape)
         state.x_0 = x_0.detach().argmax(-1) if tokens else x_0.detach()
         if more:
             again, spent = last_step_again(policy, state.x_0, more, rng, state.references, tau=tau, cond=cond)
             x_0, kl = torch.cat([x_0, again]), torch.cat([kl, spent], dim=1)
-        value = reward.on_probabilities(policy.codec.readable(x_0)).to(kl)
+        early = bool((read < policy.steps).any())
+        with torch.set_grad_enabled(not early):
+            value = final = reward.on_probabilities(policy.codec.readable(x_0)).to(kl)
+        if early:
+            value = PlugIn(policy, reward)(seen, policy.grid[read], cond).to(kl)
         lost = int((~value.isfinite()).sum())
         if lost:
             raise UnsupportedError(
@@ -164,98 +192,27 @@ class RewardBackprop:
         norm = state.descend([loss], self.max_gradient_norm)
         state.updates += 1
         return RewardBackpropInfo(
-            reward=value[: self.batch].mean().item(),
+            reward=final[: self.batch].mean().item(),
             kl_nats=kl[0, : self.batch].mean().item() if state.anchors else math.nan,
             tau=tau,
             gradient_norm=norm.item(),
-            network_evaluations=(policy.steps + recomputed + 2 * more) * self.batch * (1 + len(state.anchors)),
-            oracle_calls=len(value),
+            network_evaluations=(policy.steps + recomputed + 2 * more) * self.batch * (1 + len(state.anchors))
+            + (self.batch if early else 0),
+            oracle_calls=len(value) + (self.batch if early else 0),
         )
 
-    def _cuts(self, steps: int, rng: torch.Generator, device: torch.device) -> Int[Tensor, " B"]:
+    def _readings(self, policy: Policy, rng: torch.Generator) -> Int[Tensor, " B"]:
+        """The step at whose state the reward is read, for each trajectory: K where it is that of the finished one."""
+        share, steps = self.read_from or 1.0, policy.steps
+        if self.read_from is None and policy.process.ends_in_corners and self.low_variance is None:
+            share = CORNERS
+        if share == 1 or steps == 1:  # the prior tells nothing of the design
+            return torch.full((self.batch,), steps, device=policy.device)
+        first = min(math.ceil(share * steps), steps - 1)
+        return torch.randint(first, steps, (self.batch,), generator=rng, device=policy.device)
+
+    def _cuts(self, read: Int[Tensor, " B"], rng: torch.Generator) -> Int[Tensor, " B"]:
         """First step with a graph, for each trajectory; drawn once."""
         if self.random_truncation:
-            return torch.randint(0, steps, (self.batch,), generator=rng, device=device)
-        first = 0 if self.truncation is None else max(0, steps - self.truncation)
-        return torch.full((self.batch,), first, device=device)
-
-
-def differentiable_rollout(
-    policy: Policy,
-    n: int,
-    rng: torch.Generator,
-    references: list[Policy],
-    *,
-    tau: float,
-    cut: Int[Tensor, " B"],
-    cond: Condition | None = None,
-) -> tuple[Tensor, Float[Tensor, "A B"]]:
-    """Run ``n`` chains with a graph from step ``cut`` of each on.
-
-    Returns:
-        Finished states (relaxed tokens ``[B, L, V + 1]`` or continuous) and the path KLs to each reference, nats,
-        float64. Gradient flows through both.
-    """
-    x_t: Tensor = policy.prior(n, rng)
-    total = torch.zeros((len(references), n), dtype=torch.float64, device=x_t.device)
-    first = int(cut.min())
-    step = differentiable_step(policy, rng, references, tau=tau, cond=cond)
-    for k in range(policy.steps):
-        if k < first:
-            with torch.no_grad():
-                x_t, kl = step(x_t, k)
-        else:
-            if first == policy.steps - 1:  # a single graph, whose recomputation would save nothing that grows
-                x_t, kl = step(x_t, k)
-            else:
-                x_t, kl = checkpoint(step, x_t, k, use_reentrant=False, preserve_rng_state=False)
-            live = k >= cut
-            if not live.all():
-                shape = (-1, *([1] * (x_t.ndim - 1)))
-                x_t, kl = torch.where(live.view(shape), x_t, x_t.detach()), torch.where(live, kl, kl.detach())
-        total = total + kl
-    return x_t, total
-
-
-def last_step_again(
-    policy: Policy,
-    x_0: Tensor,
-    times: int,
-    rng: torch.Generator,
-    references: list[Policy],
-    *,
-    tau: float,
-    cond: Condition | None = None,
-) -> tuple[Tensor, Float[Tensor, "A B"]]:
-    """The last step ``times`` more from each finished state ``x_0``, noised afresh to its time: equation (2).
-
-    Returns:
-        As :func:`differentiable_rollout`; no gradient flows to ``x_0``.
-    """
-    x_0 = x_0.repeat(times, *[1] * (x_0.ndim - 1))
-    x_t = policy.process.corrupt(x_0, policy.grid[-2], rng)
-    if policy.fixed is not None:
-        x_t = policy.process.clamp(x_t, policy.fixed)
-    step = differentiable_step(policy, rng, references, tau=tau, cond=repeated(cond, times))
-    return checkpoint(step, x_t, policy.steps - 1, use_reentrant=False, preserve_rng_state=False)
-
-
-def differentiable_step(
-    policy: Policy, rng: torch.Generator, references: list[Policy], *, tau: float, cond: Condition | None
-) -> Callable[[Tensor, int], tuple[Tensor, Float[Tensor, "A B"]]]:
-    """A function of state and step index that draws the next state, and says the step's KL to each reference.
-
-    Called again with the same arguments, as the backward pass does, it repeats its noise.
-    """
-    seeds = torch.randint(2**62, (policy.steps,), generator=rng, device=rng.device).tolist()
-
-    def step(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        noise = torch.Generator(x.device)
-        noise.manual_seed(seeds[k])
-        t, s = policy.grid[k], policy.grid[k + 1]
-        law = policy.step(x, t, s, cond)
-        spent = [law.kl(other.step(x, t, s, cond)) for other in references]
-        kl = torch.stack(spent).double() if spent else torch.zeros((0, len(x)), device=x.device).double()
-        return (law.relax(noise, tau=tau) if law.discrete else law.rsample(noise)), kl
-
-    return step
+            return (torch.rand(self.batch, generator=rng, device=read.device) * read).long()
+        return torch.zeros_like(read) if self.truncation is None else (read - self.truncation).clamp(min=0)

@@ -26,6 +26,9 @@ class Process(ABC):
     discrete: bool = False
     """Whether states are tokens ``[B, L]``, which networks read as ``vocabulary + 1`` symbols."""
 
+    ends_in_corners: bool = False
+    """Whether finished states all but coincide with single designs, through which next to no gradient flows."""
+
     vocabulary: int
     """Number of letters ``V``, of processes over letters."""
 

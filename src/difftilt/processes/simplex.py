@@ -81,6 +81,7 @@ class Simplex(Process):
 
     memoryless = True  # up to exp(-horizon) of the letter
     bounds_likelihood = True
+    ends_in_corners = True
 
     def __init__(self, vocabulary: int, *, horizon: float = 4.0, edge: float = 1e-5) -> None:
         if vocabulary < 2 or not horizon > 0 or not 0 < edge < 0.1:

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("results", "evaluate_command", "measure a finished run again"),
     "report": ("results", "report_command", "write a run's page again"),
     "compare": ("results", "compare_command", "put runs side by side"),
+    "campaign": ("campaign", "command", "lab in the loop: propose plates, record results, within a budget"),
     "verify": ("verify", "command", "the truth table: what each method really samples, on problems with exact answers"),
 }
 

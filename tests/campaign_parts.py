@@ -104,7 +104,7 @@ def killed_at_random(action: Callable[[], object], rng: random.Random, *, within
 def killed_at_write(action: Callable[[], object], number: int) -> int:
     """Kill ``action`` just before its ``number``-th step that could reach the disk; its exit status.
 
-    Steps are: before and after each statement, before and after each commit, before and after a file takes its place.
+    Steps are: before and after each statement that writes, each commit, and each file or folder that takes its place.
     """
     return wait(fork(lambda: _dying(action, number)))
 
@@ -118,8 +118,12 @@ def _dying(action: Callable[[], object], number: int) -> None:
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    event.listen(Engine, "before_cursor_execute", step)
-    event.listen(Engine, "after_cursor_execute", step)
+    def statement(connection: object, cursor: object, text: str, *_: object) -> None:
+        if text.lstrip().upper().startswith(("INSERT", "UPDATE", "CREATE")):
+            step()
+
+    event.listen(Engine, "before_cursor_execute", statement)
+    event.listen(Engine, "after_cursor_execute", statement)
     for owner, name in ((Path, "replace"), (Path, "rename"), (DefaultDialect, "do_commit")):
         _around(owner, name, step)
     action()

@@ -100,9 +100,9 @@ def test_a_broken_law_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
         monkeypatch.setattr(Design, "measurements", property(lambda self: self.every))
     folder = tmp_path / "files"
     folder.mkdir()
-    with pytest.raises((AssertionError, pytest.fail.Exception, ResultsError, StateError, ConfigError)):
-        for seed in range(4):
-            walk(begin(str(tmp_path / f"lab{seed}"), budget=12), folder, steps=40, seed=seed)
+    campaign = begin(str(tmp_path / "lab"), budget=12)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        walk(campaign, folder, steps=40, seed=0)
 
 
 def test_the_whole_budget_is_proposed_and_no_more(place: str) -> None:

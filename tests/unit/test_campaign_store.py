@@ -80,10 +80,14 @@ def test_a_place_holds_one_campaign(place: str) -> None:
 def test_an_error_in_a_transaction_undoes_all_of_it(place: str) -> None:
     campaign = begin(place)
     before = rows(campaign)
-    insert = text("INSERT INTO rounds (number, model, facts, created) VALUES (1, 'm', '{}', '')")
-    with pytest.raises(StateError), campaign._store.writing() as connection:
-        connection.execute(insert)
-        connection.execute(insert)
+
+    def insert_twice() -> None:
+        with campaign._store.writing() as connection:
+            for _ in range(2):
+                connection.execute(text("INSERT INTO rounds (number, model, facts, created) VALUES (1, 'm', '{}', '')"))
+
+    with pytest.raises(StateError):
+        insert_twice()
     assert rows(campaign) == before
 
 

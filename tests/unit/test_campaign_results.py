@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,16 @@ def test_results_in_two_sheets_are_refused(tmp_path: Path) -> None:
         read(workbook({"a": LINES, "b": LINES}), tmp_path)
     with pytest.raises(DataError, match="header"):
         read(workbook({"a": [["nothing"]]}), tmp_path)
+
+
+def test_a_damaged_workbook_is_refused_in_words(tmp_path: Path) -> None:
+    whole, rng = workbook({"results": LINES}), random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(4, len(whole))] = rng.randrange(256)
+        faults = faults_of(bytes(damaged[: rng.randrange(4, 2 * len(whole))]), tmp_path)
+        assert all("expected" in fault.problem for fault in faults)
 
 
 def test_without_openpyxl_a_workbook_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

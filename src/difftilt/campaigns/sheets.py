@@ -14,7 +14,6 @@ import hashlib
 import io
 import itertools
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +129,7 @@ def _workbook(data: bytes, name: str, score: Score) -> tuple[list[list[Cell]], l
         ) from None
     try:
         book = openpyxl.load_workbook(io.BytesIO(data), data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError, SyntaxError):
+    except Exception:  # a damaged workbook fails in any layer: zip, inflate, XML, openpyxl
         raise DataError(f"{name}: expected an .xlsx workbook; got a damaged or different file; save it again") from None
     found: dict[str, tuple[list[list[Cell]], list[int]]] = {}
     for sheet in book.worksheets:

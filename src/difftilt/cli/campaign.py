@@ -45,8 +45,8 @@ class NewFlags:
 
     name: Name
     """How it is called from now on; its folder is campaigns/NAME."""
-    task: str
-    """What designs are: a task of `difftilt list`, a model folder or a Hub repository."""
+    task: str = ""
+    """Required. What designs are: a task of `difftilt list`, a model folder or a Hub repository."""
     strategy: str = "random"
     """Who proposes: random."""
     batch: int = 96
@@ -64,6 +64,8 @@ class NewFlags:
 def new(argv: Sequence[str]) -> None:
     """Run ``difftilt campaign new``."""
     asked = _parse(NewFlags, argv, "new")
+    if not asked.task:
+        raise ConfigError("expected --task; got none; for example `--task utr-mrl`, see `difftilt list`")
     wanted = {field.name: getattr(asked, field.name) for field in dataclasses.fields(CampaignSettings)}
     settings = CampaignSettings(**wanted)
     make = strategy(asked.strategy)
@@ -205,13 +207,15 @@ class WithdrawFlags:
     """The campaign: its name, folder or URL."""
     ids: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID")]]
     """Pending designs, as on the plate."""
-    reason: str
-    """Why they will not be measured."""
+    reason: str = ""
+    """Required. Why they will not be measured."""
 
 
 def withdraw(argv: Sequence[str]) -> None:
     """Run ``difftilt campaign withdraw``."""
     asked = _parse(WithdrawFlags, argv, "withdraw")
+    if not asked.reason.strip():
+        raise ConfigError('expected --reason; got none; for example `--reason "no oligo"`')
     campaign = Campaign.open(find(asked.name))
     number, left = len(campaign.withdraw(asked.ids, asked.reason)), campaign.status()
     say(f"{number} withdrawn; {left.remaining} of {left.settings.budget} left")

@@ -11,7 +11,6 @@ unwritten, and the next one repeats it with the same random numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,49 +29,13 @@ from difftilt.campaigns.plate import wells
 from difftilt.campaigns.proposer import Proposal, Proposer, check_proposal
 from difftilt.campaigns.results import ResultsError, parse, read_rows
 from difftilt.campaigns.store import Store, now
+from difftilt.campaigns.summary import Recorded, Status
 from difftilt.campaigns.table import columns
 from difftilt.data import write_designs
 from difftilt.errors import ConfigError, DataError, StateError
 from difftilt.rng import Streams
 
 Self = TypeVar("Self", bound="Campaign")
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What a results file added."""
-
-    name: str
-    """Of the file."""
-    measured: int
-    """New values."""
-    failed: int
-    """New failures."""
-    corrected: int
-    """Results that took the place of others."""
-    known: int
-    """Results on record already."""
-    pending: int
-    """Lines without a result yet."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a campaign stands."""
-
-    settings: CampaignSettings
-    rounds: int
-    """Plates proposed."""
-    pending: int
-    measured: int
-    failed: int
-    withdrawn: int
-    spent: int
-    """Equation (1)."""
-    remaining: int
-    """Designs that can still be proposed."""
-    best: Design | None
-    """The measured design with the highest mean value."""
 
 
 class Campaign:

@@ -158,8 +158,8 @@ def record(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusFlags:
-    """Flags of `difftilt campaign status`."""
+class NameFlags:
+    """Flags of `difftilt campaign status` and `history`."""
 
     name: Name
     """The campaign: its name, folder or URL."""
@@ -167,20 +167,12 @@ class StatusFlags:
 
 def status(argv: Sequence[str]) -> None:
     """Run ``difftilt campaign status``."""
-    print("\n".join(status_lines(Campaign.open(find(_parse(StatusFlags, argv, "status").name)).status())))
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistoryFlags:
-    """Flags of `difftilt campaign history`."""
-
-    name: Name
-    """The campaign: its name, folder or URL."""
+    print("\n".join(status_lines(Campaign.open(find(_parse(NameFlags, argv, "status").name)).status())))
 
 
 def history(argv: Sequence[str]) -> None:
     """Run ``difftilt campaign history``."""
-    print("\n".join(event_lines(Campaign.open(find(_parse(HistoryFlags, argv, "history").name)).history())))
+    print("\n".join(event_lines(Campaign.open(find(_parse(NameFlags, argv, "history").name)).history())))
 
 
 @dataclass(frozen=True, kw_only=True)

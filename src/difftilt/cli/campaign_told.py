@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from difftilt.campaigns.campaign import Status
 from difftilt.campaigns.history import STATES, History
+from difftilt.campaigns.summary import Status
 
 
 def status_lines(status: Status) -> list[str]:

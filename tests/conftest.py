@@ -53,10 +53,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     import psycopg
     from sqlalchemy import make_url
 
-    url = make_url(POSTGRES or "").set(drivername="postgresql+psycopg")
+    url = make_url(POSTGRES or "")
     schema = f"test_{uuid.uuid4().hex}"
-    server = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(server, autocommit=True) as connection:
+    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}")
         yield url.update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(hide_password=False)
         connection.execute(f"DROP SCHEMA {schema} CASCADE")

@@ -56,6 +56,15 @@ def test_a_second_plate_by_mistake_costs_nothing_and_a_lost_one_is_written_again
     assert Campaign.open("campaigns/lab").status().pending == 5
 
 
+def test_a_data_base_of_ones_own_is_named_by_its_url(difftilt, work, task, place):
+    url = place if "://" in place else f"sqlite:///{work}/own.db"
+    assert difftilt(*NEW, task, "--url", url).code == 0
+    assert len(difftilt("campaign", "propose", url).out.splitlines()) == 4
+    assert difftilt("campaign", "withdraw", url, "d00002", "--reason", "lost").out == "1 withdrawn; 5 of 7 left\n"
+    assert "2 pending" in difftilt("campaign", "status", url).out
+    assert not Path("campaigns").exists()
+
+
 def test_every_faulty_line_is_printed_and_nothing_is_recorded(difftilt, work, task):
     difftilt(*NEW, task)
     difftilt("campaign", "propose", "lab", "-o", "plate.csv")

@@ -154,6 +154,8 @@ def _url(place: str | Path) -> URL:
         raise ConfigError(
             f"expected a folder or a URL; got '{place}'; write sqlite:///PATH or postgresql://..."
         ) from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
     if _is_file(url) and url.database in (None, "", ":memory:"):
         raise ConfigError("expected a file for SQLite; got none; write sqlite:///PATH, a campaign has to last")
     return url

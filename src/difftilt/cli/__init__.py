@@ -15,7 +15,7 @@ from difftilt.errors import DiffTiltError, nearest
 
 COMMANDS = {
     "demo": ("demo", "command", "tilt a shipped model of 5'UTRs toward higher ribosome load, in a few minutes"),
-    "list": ("listing", "list_command", "show tasks, models, algorithms, samplers and rewards"),
+    "list": ("listing", "list_command", "show tasks, models, algorithms, samplers, strategies and rewards"),
     "data": ("listing", "data_command", "show where data sets are; `data prepare NAME` downloads one"),
     "pretrain": ("pretrain", "command", "train a model of a task, its reward and its judge"),
     "finetune": ("finetune", "command", "tilt a model toward a reward"),

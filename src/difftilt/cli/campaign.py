@@ -58,7 +58,7 @@ class NewFlags:
     seed: int = 0
     """Of every proposal, with the number of its round."""
     url: str | None = None
-    """Data base of one's own in place of a file in the folder, e.g. postgresql+psycopg://HOST/NAME."""
+    """Data base of one's own in place of a file in the folder, e.g. postgresql://HOST/NAME."""
 
 
 def new(argv: Sequence[str]) -> None:

@@ -117,6 +117,21 @@ def test_the_whole_budget_is_proposed_and_no_more(place: str) -> None:
     assert [design.id for design in campaign.propose(proposer=letters)] == ["d00011", "d00012"]
 
 
+def test_a_withdrawn_design_that_is_measured_after_all_is_paid_for_again(place: str) -> None:
+    campaign = begin(place, budget=5)
+    campaign.propose(4, proposer=letters)
+    campaign.withdraw(["d00001", "d00002", "d00003"], "lost")
+    campaign.propose(2, proposer=letters)
+    told = [{"id": f"d0000{i}", "value": 1.0} for i in (1, 2, 3)]
+    with pytest.raises(ResultsError, match="no room left") as caught:
+        campaign.record(told)
+    assert [fault.line for fault in caught.value.faults] == [3], "two places are left"
+    campaign.record(told[:2])
+    assert (campaign.status().remaining, campaign.status().measured) == (0, 2)
+    with pytest.raises(ResultsError, match="no room left"):
+        campaign.record(told[2:])
+
+
 def test_a_failed_well_is_spent_and_never_a_number(place: str, tmp_path: Path) -> None:
     campaign = begin(place, budget=4)
     campaign.propose(proposer=letters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -68,6 +69,11 @@ def test_the_migrations_make_the_schema_that_the_code_reads(place: str) -> None:
     with begin(place)._store.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, METADATA) == []
+
+
+@pytest.mark.skipif("DIFFTILT_TEST_POSTGRES" not in os.environ, reason="DIFFTILT_TEST_POSTGRES names no server")
+def test_these_tests_run_on_postgresql_too(request: pytest.FixtureRequest) -> None:
+    assert any("[postgresql" in item.name for item in request.session.items)
 
 
 def test_a_place_holds_one_campaign(place: str) -> None:

@@ -1,8 +1,8 @@
 """Files of a spreadsheet to rows of cells: encodings, separators, ``.xlsx``. What the cells mean is for ``results``.
 
 Read as they are: UTF-8 with or without a byte order mark, UTF-16, Windows-1252; commas, semicolons or tabs; LF, CRLF
-or CR; a first line ``sep=;``; comments before the header, that begin with ``#``; rows and columns that are empty;
-workbooks (``.xlsx``, known by their content and not by their name) with results in one sheet.
+or CR; a first line ``sep=;`` or a title in one cell; comments before the header, that begin with ``#``; rows and
+columns that are empty; workbooks (``.xlsx``, known by their content and not by their name) with results in one sheet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import datetime
 import hashlib
 import io
 import itertools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +106,6 @@ def _cells(text: str, delimiter: str) -> tuple[list[list[Cell]], list[int], str]
     """Rows, the lines where they begin, and what is wrong with the quotes, if anything."""
     rows: list[list[Cell]] = []
     lines: list[int] = []
-    text = re.sub(r'\A"?sep=."?', "", text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:

@@ -19,6 +19,10 @@ if os.environ.get("DIFFTILT_TYPECHECK", "1") != "0":
     # An int is a float here, as in PEP 484: `alpha=1` is no mistake.
     install_import_hook("difftilt", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -34,6 +38,26 @@ hypothesis.settings.load_profile("difftilt")
 def rng() -> torch.Generator:
     """A generator of its own for each test, always at the same seed."""
     return torch.Generator().manual_seed(20240713)
+
+
+POSTGRES = os.environ.get("DIFFTILT_TEST_POSTGRES")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a campaign can be made: a folder, and a schema of its own on a PostgreSQL server, where one is named."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "lab")
+        return
+    import psycopg
+    from sqlalchemy import make_url
+
+    url = make_url(POSTGRES or "")
+    schema = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        yield url.update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(hide_password=False)
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -50,6 +50,8 @@ _PUBLIC = {
     "windowed": ("difftilt.networks.windowed", "windowed"),
     "LabelLikelihood": ("difftilt.rewards.likelihood", "LabelLikelihood"),
     "Anchor": ("difftilt.core.algorithm", "Anchor"),
+    "Campaign": ("difftilt.lab", "Campaign"),
+    "CampaignSettings": ("difftilt.campaigns.history", "CampaignSettings"),
     "EnsembleReward": ("difftilt.rewards.ensemble", "EnsembleReward"),
 }
 __all__ = list(_PUBLIC)

@@ -15,7 +15,7 @@ from difftilt.errors import DiffTiltError, nearest
 
 COMMANDS = {
     "demo": ("demo", "command", "tilt a shipped model of 5'UTRs toward higher ribosome load, in a few minutes"),
-    "list": ("listing", "list_command", "show tasks, models, algorithms, samplers and rewards"),
+    "list": ("listing", "list_command", "show tasks, models, algorithms, samplers, strategies and rewards"),
     "data": ("listing", "data_command", "show where data sets are; `data prepare NAME` downloads one"),
     "pretrain": ("pretrain", "command", "train a model of a task, its reward and its judge"),
     "finetune": ("finetune", "command", "tilt a model toward a reward"),
@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("results", "evaluate_command", "measure a finished run again"),
     "report": ("results", "report_command", "write a run's page again"),
     "compare": ("results", "compare_command", "put runs side by side"),
+    "campaign": ("campaign", "command", "lab in the loop: propose plates, record results, within a budget"),
     "verify": ("verify", "command", "the truth table: what each method really samples, on problems with exact answers"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,11 +20,10 @@ class ListFlags:
 
 def list_command(argv: Sequence[str]) -> None:
     """Run ``difftilt list``."""
-    flags.parse(
-        ListFlags, argv, command="difftilt list", summary="Show tasks, models, algorithms, samplers and rewards."
-    )
+    flags.parse(ListFlags, argv, command="difftilt list", summary="Show tasks, models, methods and rewards.")
 
     from difftilt import build
+    from difftilt.campaigns.strategies import STRATEGIES
     from difftilt.data import find
     from difftilt.domains.task import prior_folder
 
@@ -35,7 +34,8 @@ def list_command(argv: Sequence[str]) -> None:
         data = "data here" if find(entry.data_set) else "no data"
         tasks.append((entry.name, f"{shipped}, {data}", entry.summary))
     _section("tasks", tasks)
-    for title, kinds in (("algorithms", build.ALGORITHMS), ("samplers", build.SAMPLERS)):
+    methods = {"algorithms": build.ALGORITHMS, "samplers": build.SAMPLERS, "strategies of campaigns": STRATEGIES}
+    for title, kinds in methods.items():
         _section(title, [(name, _first_line(kind)) for name, kind in kinds.items()])
     _section(
         "rewards",
@@ -47,7 +47,7 @@ def list_command(argv: Sequence[str]) -> None:
     )
 
 
-def _first_line(kind: type) -> str:
+def _first_line(kind: Any) -> str:
     """First sentence of the module that describes a method."""
     text = (sys.modules[kind.__module__].__doc__ or "").strip().split("\n\n")[0]
     return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("`", "")

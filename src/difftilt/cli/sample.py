@@ -23,6 +23,7 @@ from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.reward import Reward
 from difftilt.core.trajectory import sample_states
 from difftilt.data import find, write_designs
+from difftilt.data.files import check_writable
 from difftilt.data.writers import csv_text
 from difftilt.domains.task import MASKED, Task, prior_folder
 from difftilt.errors import ConfigError, StateError, nearest
@@ -97,13 +98,7 @@ def _check_output(path: Path | None) -> None:
         raise ConfigError(
             "expected pyarrow for a .parquet file; it is not installed; run: pip install 'difftilt[tables]'"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"expected to write '{path}'; got '{error.strerror}'; choose another place") from error
+    check_writable(path)
 
 
 def open_source(name: str, process: str | None = None) -> Source:

@@ -53,6 +53,21 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"expected a readable file; got {path}: {error.strerror or error}; check the path") from None
 
 
+def check_writable(path: Path) -> None:
+    """Find out, before work is done, that a file could not be written. Missing folders are made.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"expected to write '{path}'; got '{error.strerror}'; choose another place") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A temporary path beside ``path`` that takes its place on success and disappears on failure.

@@ -1,0 +1,243 @@
+"""Rows of a results file: what each cell means, and everything that is wrong with them, at once.
+
+Columns, by name in any order and case: ``id`` or ``sequence`` (both must agree), ``value``, ``status`` (empty,
+``measured``, ``failed``, ``failed: why``, ``pending``), ``reason`` (why it failed), ``replicate`` (1 when empty) and
+``unit``. Others, such as those of the plate, stay and are not read.
+
+A decimal sign is told from the whole column, never from one cell: ``1,234`` alone may be 1.234 or 1234 and is
+refused; with semicolons between cells, or a ``0,5`` elsewhere, it is 1.234. A separator of thousands is never read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difftilt.campaigns.history import FAILED, MEASURED, PENDING
+from difftilt.campaigns.sheets import Cell, Sheet, read_sheet
+from difftilt.data.table import SEQUENCE_NAMES
+from difftilt.errors import DataError, nearest
+
+COLUMNS = ("id", "sequence", "value", "status", "reason", "replicate", "unit")
+BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "-"})
+MINUS = "\N{MINUS SIGN}"
+"""What some spreadsheets write before a negative number."""
+NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
+STATUSES = {"": "", "measured": MEASURED, "ok": MEASURED, "failed": FAILED, "fail": FAILED, "pending": PENDING}
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """What is wrong with a line."""
+
+    line: int
+    problem: str
+    """Expected ...; got ...; what to do."""
+
+
+class ResultsError(DataError):
+    """A results file with faulty lines; nothing of it was recorded.
+
+    Attributes:
+        name: of the file.
+        faults: every one of them, in the order of lines.
+    """
+
+    def __init__(self, name: str, faults: Iterable[Fault]) -> None:
+        self.name, self.faults = name, sorted(set(faults))
+        super().__init__("\n".join([self.summary, *self.lines]))
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each fault."""
+        return [f"{self.name}, line {fault.line}: {fault.problem}" for fault in self.faults]
+
+    @property
+    def summary(self) -> str:
+        """How many there are."""
+        number = len({fault.line for fault in self.faults})
+        return (
+            f"{self.name}: expected results without faults; got {number} faulty line{'s' * (number != 1)}, and "
+            "nothing was recorded; correct them and record the file again"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row that makes sense by itself; whether it fits the campaign is for ``matching``."""
+
+    line: int
+    id: str
+    sequence: str
+    replicate: str
+    value: float | None
+    """Finite, for a measured design."""
+    failure: str | None
+    """Why it failed, for a failed one; may be empty."""
+    unit: str | None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the row says that there is no result yet."""
+        return self.value is None and self.failure is None
+
+
+def read_rows(source: str | Path | Sequence[Mapping[str, Any]]) -> Sheet:
+    """Cells of a file, or of rows given in Python, which are named ``rows`` and numbered from 1.
+
+    Raises:
+        DataError: it is no such file, or the rows have no column that we know.
+    """
+    if isinstance(source, str | Path):
+        return read_sheet(Path(source), _known_columns)
+    names = list(dict.fromkeys(name for row in source for name in row))
+    rows = [[_python_cell(row.get(name)) for name in names] for row in source]
+    if not _known_columns([str(name) for name in names]):
+        raise DataError(f"expected rows with id (or sequence) and value (or status); got {', '.join(names) or 'none'}")
+    content = json.dumps([names, *rows]).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    return Sheet("rows", digest, [[str(name) for name in names], *rows], list(range(len(rows) + 1)))
+
+
+def parse(sheet: Sheet) -> tuple[list[Result], list[Fault]]:
+    """The rows that make sense, and all faults.
+
+    Raises:
+        DataError: the header names a column twice, or nearly one that is not there.
+    """
+    header = _header(sheet)
+    rows = list(zip(sheet.lines[1:], sheet.rows[1:], strict=True))
+    if not rows:
+        raise DataError(f"{sheet.name}: expected results below the header; got none; fill in the values")
+    place = header.get("value", len(sheet.rows[0]))
+    comma = _decimal_comma([row[place] for _, row in rows if len(row) > place], sheet.semicolons)
+    results, faults = [], []
+    for line, row in rows:
+        try:
+            results.append(_result(line, row, header, comma, len(sheet.rows[0])))
+        except DataError as error:
+            faults.append(Fault(line, str(error)))
+    return results, faults
+
+
+def _name(cell: Cell) -> str:
+    """A column's name as we know it."""
+    name = unicodedata.normalize("NFKC", str(cell)).strip().casefold()
+    return "sequence" if name in SEQUENCE_NAMES else name
+
+
+def _known_columns(row: Sequence[Cell]) -> int:
+    names = {_name(cell) for cell in row} & set(COLUMNS)
+    return len(names) if names & {"id", "sequence"} and names & {"value", "status"} else 0
+
+
+def _header(sheet: Sheet) -> dict[str, int]:
+    names = [_name(cell) for cell in sheet.rows[0]]
+    for column in COLUMNS:
+        if names.count(column) > 1:
+            raise DataError(
+                f"{sheet.name}: expected one column '{column}'; got {names.count(column)}; rename or drop one"
+            )
+        close = [] if column in names else difflib.get_close_matches(column, set(names) - set(COLUMNS), n=1, cutoff=0.8)
+        if close:
+            raise DataError(
+                f"{sheet.name}: expected a column '{column}'; got '{close[0]}'; rename it, or name it otherwise"
+            )
+    return {name: names.index(name) for name in COLUMNS if name in names}
+
+
+def _result(line: int, row: list[Cell], header: Mapping[str, int], comma: bool, width: int) -> Result:
+    if len(row) > width:
+        raise DataError(
+            f"expected at most {width} cells, as in the header; got {len(row)}; a decimal comma? Then separate cells "
+            "by semicolons"
+        )
+    cells: dict[str, Cell] = dict.fromkeys(COLUMNS, "")
+    cells.update({name: row[i] for name, i in header.items() if i < len(row)})
+    text = {name: _plain(cell) for name, cell in cells.items()}
+    if not text["id"] and not text["sequence"]:
+        raise DataError("expected an id or a sequence; got neither; fill in the id of the plate")
+    status, why = _status(text["status"])
+    number = None
+    if status in (FAILED, PENDING):
+        if text["value"].casefold() not in BLANK and not text["value"].startswith("#"):
+            raise DataError(f"expected no value for a {status} design; got '{text['value']}'; empty one of them")
+    elif text["value"] in ("", "-"):
+        raise DataError("expected a value; got none; write it, or the status 'failed: why', or 'pending'")
+    else:
+        number = _number(cells["value"], comma)
+    return Result(
+        line=line,
+        id=text["id"].removeprefix("'").strip(),
+        sequence=text["sequence"].removeprefix("'").strip(),
+        replicate=text["replicate"] or "1",
+        value=number,
+        failure=(why or text["reason"]) if status == FAILED else None,
+        unit=unicodedata.normalize("NFKC", text["unit"]) or None,
+    )
+
+
+def _status(text: str) -> tuple[str, str]:
+    """A known status, and the reason behind its colon."""
+    word, _, reason = text.partition(":")
+    known = STATUSES.get(word.strip().casefold())
+    if known is None or (reason.strip() and known != FAILED):
+        raise DataError(str(nearest(text, ["measured", "failed", "failed: why", "pending"], what="status")))
+    return known, reason.strip()
+
+
+def _decimal_comma(cells: Iterable[Cell], semicolons: bool) -> bool:
+    """Whether a column writes 1,5: by a cell that can mean nothing else, else as its separators make likely."""
+    texts = [cell.replace(MINUS, "-") for cell in cells if isinstance(cell, str)]
+    clear = [text for text in texts if NUMBER.fullmatch(text) and not THOUSANDS.fullmatch(text)]
+    points, commas = (sum(sign in text for text in clear) for sign in ".,")
+    return commas > points if commas or points else semicolons
+
+
+def _number(cell: Cell, comma: bool) -> float:
+    """A finite number.
+
+    Raises:
+        DataError: anything else, with what to do.
+    """
+    if isinstance(cell, str):
+        cell = cell.replace(MINUS, "-")
+        if cell.startswith("#"):
+            raise DataError(f"expected a number; got the spreadsheet's error '{cell}'; correct its formula")
+        if not NUMBER.fullmatch(cell) and not THOUSANDS.fullmatch(cell):
+            raise DataError(f"expected a number; got '{cell}'; write digits alone, or the status 'failed: why'")
+        sign, other = (",", ".") if comma else (".", ",")
+        if other in cell:
+            raise DataError(
+                f"expected numbers with one decimal sign, here '{sign}'; got '{cell}', which may be thousands; write "
+                "it without them"
+            )
+        if cell.count(sign) > 1:
+            raise DataError(f"expected a number; got '{cell}'; write it without separators of thousands")
+        cell = float(cell.replace(",", "."))
+    if not math.isfinite(cell):
+        raise DataError(f"expected a finite number; got '{cell}'; write it, or the status 'failed: why'")
+    return cell
+
+
+def _python_cell(value: Any) -> Cell:
+    """A cell of a row given in Python."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
+        return str(value).strip()
+    return float(value) if hasattr(value, "__float__") else str(value)
+
+
+def _plain(cell: Cell) -> str:
+    """The text of a cell; a whole number without its point."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

@@ -1,0 +1,42 @@
+"""What `difftilt campaign status` and `history` print."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from difftilt.campaigns.history import STATES, History
+from difftilt.campaigns.summary import Status
+
+
+def status_lines(status: Status) -> list[str]:
+    """Where a campaign stands."""
+    settings = status.settings
+    rows = [
+        ("campaign", f"{settings.name}: {settings.task} by {settings.strategy}"),
+        ("budget", f"{status.spent} of {settings.budget} spent, {status.remaining} left"),
+        ("rounds", str(status.rounds)),
+        ("designs", ", ".join(f"{getattr(status, state)} {state}" for state in STATES)),
+    ]
+    if status.best is not None:
+        best = status.best
+        rows.append(("best", f"{best.value:.4g}  {best.id}  {best.design}"))
+    return [f"{name:<9} {text}" for name, text in rows]
+
+
+def event_lines(history: History) -> list[str]:
+    """What happened, in order: a line for each proposal, each results file and each day's withdrawals by reason."""
+    events: list[tuple[str, str]] = []
+    for entry in history.rounds:
+        own = [design for design in history.designs if design.round == entry.number]
+        states = Counter(design.state for design in own)
+        now = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+        events.append((entry.created, f"round {entry.number}: {len(own)} designs proposed by {entry.model} ({now})"))
+    rows = [row for design in history.designs for row in design.every]
+    for (file, when), number in Counter((row.file, row.created) for row in rows).items():
+        own = [row for row in rows if (row.file, row.created) == (file, when)]
+        failed = sum(row.value is None for row in own)
+        corrected = sum(row.corrects is not None for row in own)
+        events.append((when, f"{file}: {number} results, {failed} failed, {corrected} corrections"))
+    gone = Counter(design.withdrawn for design in history.designs if design.withdrawn is not None)
+    events += [(when, f"{number} withdrawn: {reason}") for (reason, when), number in gone.items()]
+    return [f"{when.replace('T', ' ')[:16]}  {what}" for when, what in sorted(events, key=lambda event: event[0])]

@@ -1,0 +1,142 @@
+"""`difftilt campaign`: from the first plate to the last result, by people who mistype, double-click and pull plugs."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from difftilt.campaigns.campaign import Campaign
+
+from .conftest import spawn
+
+NEW = ["campaign", "new", "lab", "--batch", "3", "--budget", "7", "--task"]
+
+
+@pytest.fixture
+def task(models: Path) -> str:
+    """A task of one's own: an untrained model."""
+    return str(models / "denoiser")
+
+
+def filled(plate: Path, results: Path, values: list[str]) -> Path:
+    """The plate with values typed in."""
+    header, *lines = plate.read_text().splitlines()
+    results.write_text("\n".join([header + ",value", *(f"{a},{b}" for a, b in zip(lines, values, strict=True))]))
+    return results
+
+
+def test_a_campaign_from_the_first_plate_to_the_last_result(difftilt, work, task):
+    assert difftilt(*NEW, task).out == f"lab: 7 designs of {task} by random, 3 a plate\n"
+    for number, left in ((1, 4), (2, 1), (3, 0)):
+        plate = Path(f"plate-{number}.csv")
+        assert difftilt("campaign", "propose", "lab", "-o", plate).out.endswith(f"; {left} of 7 left\n")
+        wells = len(plate.read_text().splitlines()) - 1
+        results = filled(plate, Path(f"results-{number}.csv"), [str(0.1 * i) for i in range(wells)])
+        told = f"{results}: {wells} measured, 0 failed, 0 corrected; 0 on record already, 0 pending\n"
+        assert difftilt("campaign", "record", "lab", results).out == told
+    outcome = difftilt("campaign", "propose", "lab")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "all 7 spent (0 pending, 7 measured, 0 failed, 0 withdrawn)" in outcome.err
+    assert difftilt("campaign", "status", "lab").out.count("7 measured") == 1
+    assert len(difftilt("campaign", "history", "lab").out.splitlines()) == 6
+    assert difftilt("campaign", "export", "lab", "-o", "all.csv").out == "7 rows in all.csv\n"
+
+
+def test_a_second_plate_by_mistake_costs_nothing_and_a_lost_one_is_written_again(difftilt, work, task):
+    difftilt(*NEW, task)
+    first = difftilt("campaign", "propose", "lab").out
+    again = difftilt("campaign", "propose", "lab")
+    assert again.code == 2
+    assert "--round 1" in again.err
+    assert difftilt("campaign", "propose", "lab", "--round", "1").out == first
+    assert difftilt("campaign", "propose", "campaigns/lab", "--more", "-n", "2").code == 0
+    assert Campaign.open("campaigns/lab").status().pending == 5
+
+
+def test_a_data_base_of_ones_own_is_named_by_its_url(difftilt, work, task, place):
+    url = place if "://" in place else f"sqlite:///{work}/own.db"
+    assert difftilt(*NEW, task, "--url", url).code == 0
+    assert len(difftilt("campaign", "propose", url).out.splitlines()) == 4
+    assert difftilt("campaign", "withdraw", url, "d00002", "--reason", "lost").out == "1 withdrawn; 5 of 7 left\n"
+    assert "2 pending" in difftilt("campaign", "status", url).out
+    assert not Path("campaigns").exists()
+
+
+def test_every_faulty_line_is_printed_and_nothing_is_recorded(difftilt, work, task):
+    difftilt(*NEW, task)
+    difftilt("campaign", "propose", "lab", "-o", "plate.csv")
+    filled(Path("plate.csv"), Path("results.csv"), ["0.5", "high", "#N/A"])
+    outcome = difftilt("campaign", "record", "lab", "results.csv")
+    assert outcome.code == 2
+    assert [line.split(": ")[1] for line in outcome.err.splitlines()] == [
+        "results.csv, line 3", "results.csv, line 4", "results.csv",
+    ]  # fmt: skip
+    assert Campaign.open("campaigns/lab").status().measured == 0
+
+
+def test_a_plate_is_not_written_over_a_file_and_nothing_is_proposed_for_it(difftilt, work, task):
+    difftilt(*NEW, task)
+    Path("plate.csv").write_text("results of last week\n")
+    assert "may hold results" in difftilt("campaign", "propose", "lab", "-o", "plate.csv").err
+    assert Path("plate.csv").read_text() == "results of last week\n"
+    assert Campaign.open("campaigns/lab").status().rounds == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["prpose", "lab"], "did you mean 'propose'?"),
+        (["status", "lap"], "did you mean 'lab'?"),
+        (["status"], "got no NAME"),
+        (["record", "lab"], "got no FILE"),
+        (["record", "lab", "absent.csv"], "check the path"),
+        (["propose", "lab", "--numbr", "3"], "did you mean '--number'?"),
+        (["propose", "lab", "-n", "8"], "1 to 7 designs"),
+        (["propose", "lab", "-n", "0"], "1 to 7 designs"),
+        (["propose", "lab", "--round", "1"], "expected a round"),
+        (["propose", "lab", "--round", "1", "-n", "2"], "--round alone"),
+        (["propose", "lab", "-o", "plate.xlsx"], ".csv for a plate"),
+        (["withdraw", "lab", "d00001"], "expected --reason"),
+        (["withdraw", "lab", "--reason", "x"], "got no IDS"),
+        (["withdraw", "lab", "d00001", "--reason", "x"], "d00001 (unknown)"),
+        (["export", "lab", "-o", "all.doc"], "all.doc"),
+        (["new", "other"], "expected --task"),
+        (["new", "other", "--task", "utr-mlr"], "did you mean 'utr-mrl'?"),
+        (["new", "other", "--task", "utr-mrl", "--strategy", "rnadom"], "did you mean 'random'?"),
+        (["new", "a/b", "--task", "utr-mrl"], "letters, digits"),
+        (["new", "other", "--task", "utr-mrl", "--budget", "0"], "budget 1 or more"),
+        (["new", "lab", "--task", "utr-mrl"], "holds one"),
+        (["new", "other", "--task", "utr-mrl", "--url", "nosuch://x"], "driver"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_to_do_and_changes_nothing(difftilt, work, task, words, hint):
+    difftilt(*NEW, task)
+    before = Campaign.open("campaigns/lab").history()
+    outcome = difftilt("campaign", *words)
+    assert outcome.code == 2, outcome.out
+    assert hint in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert Campaign.open("campaigns/lab").history() == before
+    assert not Path("campaigns/other").exists()
+
+
+def test_help_names_every_action(difftilt, work):
+    for words in (["campaign"], ["campaign", "--help"]):
+        assert all(name in difftilt(*words).out for name in ("new", "propose", "record", "withdraw", "export"))
+
+
+def test_a_command_that_is_killed_leaves_a_whole_round_or_none(difftilt, work, task):
+    difftilt(*NEW, task)
+    for attempt, delay in enumerate((2.0, 2.5, 3.0)):
+        process = spawn("campaign", "propose", "lab", "-o", f"plate-{attempt}.csv")
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        status = Campaign.open("campaigns/lab").status()
+        assert (status.rounds, status.pending) in ((0, 0), (1, 3))
+    if status.rounds == 0:
+        assert difftilt("campaign", "propose", "lab").code == 0
+    assert len(difftilt("campaign", "propose", "lab", "--round", "1").out.splitlines()) == 4

@@ -27,6 +27,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+from parts import take_turns
+
 import difftilt as dt
 import tiny
 from difftilt.algorithms.paths import collect

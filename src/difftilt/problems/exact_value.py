@@ -80,5 +80,9 @@ def step_of(grid: Float[Tensor, " K1"], t: Tensor, rows: int) -> Tensor:
     """
     distance, step = (grid - t.double().expand(rows)[:, None]).abs().min(-1)
     if rows and distance.max() > 1e-6:
-        raise ConfigError(f"expected times of the grid {grid.tolist()}; got {t.tolist()}; use the chain's own times")
+        off = t.double().expand(rows)[distance.argmax()].item()
+        raise ConfigError(
+            f"expected times of the grid, {len(grid)} from {grid.max():.4g} to {grid.min():.4g}; got {off:.4g}; "
+            "use the chain's own times"
+        )
     return step

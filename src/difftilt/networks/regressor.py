@@ -94,3 +94,28 @@ class RecurrentRegressor(nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return self.arguments
+
+
+@register("regressor", "perceptron")
+class PerceptronRegressor(nn.Module):
+    """Two hidden layers over the flattened design: vectors, small images, latents.
+
+    Args:
+        size: numbers of a design.
+        hidden: units of each layer.
+    """
+
+    def __init__(self, size: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.arguments = {"size": size, "hidden": hidden}
+        self.layers = nn.Sequential(
+            nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, x: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
+        """Standardised prediction. Gradient flows to ``x``."""
+        return self.layers(x.flatten(1))[:, 0]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return self.arguments

@@ -19,15 +19,16 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from difftilt.core.codec import Codec
 from difftilt.errors import ConfigError
-from difftilt.surrogates.measurements import Measurements, Rows
-from difftilt.surrogates.surrogate import ROWS, Forecast, Surrogate
+from difftilt.surrogates.features import Features, features
+from difftilt.surrogates.measurements import Measurements
+from difftilt.surrogates.surrogate import ROWS, Surrogate
 from difftilt.surrogates.training import Members, Training, train
 from difftilt.types import Float, Tensor
 
@@ -38,15 +39,17 @@ class EnsembleSurrogate(Surrogate):
 
     networks: Members
     """The members, standardised."""
+    phi: Features
+    """What they read of readable designs."""
 
     def members(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, "E B"]:
         """Every member at relaxed designs, reward units, tempered about their mean. Gradient flows to ``p``."""
-        value = self.networks(p)
+        value = self.networks(self.phi(p.double()))
         mean = value.mean(0)
         return self.center + self.scale * (mean + self.factor * (value - mean))
 
     def _joint(self, p: Float[Tensor, "N q *event"]) -> tuple[Float[Tensor, "N q"], Float[Tensor, "N q q"]]:
-        value = self.networks(p.flatten(0, 1)).unflatten(1, p.shape[:2])
+        value = self.networks(self.phi(p.flatten(0, 1))).unflatten(1, p.shape[:2])
         off = (value - value.mean(0)).movedim(0, -1)
         return value.mean(0), off @ off.mT / (len(value) - 1)
 
@@ -54,7 +57,7 @@ class EnsembleSurrogate(Surrogate):
         number = len(self.networks.held_out)
         xi = torch.randn(number, generator=rng, dtype=torch.float64) / (number - 1) ** 0.5
         share = 1 / number + xi - xi.mean()
-        return lambda p: share @ self.networks(p)
+        return lambda p: share @ self.networks(self.phi(p))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +66,11 @@ class Ensemble:
 
     members: int = 8
     """Networks ``E``; at least 2."""
+    features: tuple[str, ...] = ()
+    """Names of features that the members read, see :mod:`~difftilt.surrogates.features`; the design itself if empty."""
     network: dict[str, Any] | None = None
-    """Description of a registered regressor; a small one for the designs' shape when not set."""
-    training: Training = Training()
+    """Description of a registered regressor; a small one for what it reads when not set."""
+    training: Training = field(default_factory=Training)
     """How members are trained."""
 
     def __post_init__(self) -> None:
@@ -76,23 +81,27 @@ class Ensemble:
         """The members after the feasible measurements."""
         rows = measurements.rows(codec)
         y, variance = rows.standardised()
-        networks = train(
-            rows.x, y, variance, rng, members=self.members, network=self.network, config=self.training
-        )
-        mean, spread, known = _out_of_bag(networks, rows)
+        phi = features(self.features, rows.x) if self.features else _itself
+        x = phi(rows.x)
+        networks = train(x, y, variance, rng, members=self.members, network=self.network, config=self.training)
+        mean, spread, known = _out_of_bag(networks, x)
         beyond = ((mean - y).square() - spread - variance)[known].mean().clamp(min=0).sqrt().item()
         return EnsembleSurrogate(
             codec=codec, center=rows.center, scale=rows.scale, misfit=beyond * rows.scale, noise=rows.noise,
             held_out=rows.forecast(mean, spread + beyond**2, known),
-            networks=networks, event_shape=rows.x.shape[1:],
+            networks=networks, phi=phi, event_shape=rows.x.shape[1:],
         )  # fmt: skip
 
 
 @torch.no_grad()
-def _out_of_bag(networks: Members, rows: Rows) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Tensor]:
+def _out_of_bag(networks: Members, x: Tensor) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Tensor]:
     """Mean and variance of the members that have not seen a row, and whether there are two of them."""
-    value = torch.cat([networks(part) for part in rows.x.split(ROWS)], dim=1)
+    value = torch.cat([networks(part) for part in x.split(ROWS)], dim=1)
     out = networks.held_out.double()
     number = out.sum(0)
     mean = (out * value).sum(0) / number
     return mean, (out * (value - mean).square()).sum(0) / (number - 1), number > 1
+
+
+def _itself(p: Tensor) -> Tensor:
+    return p

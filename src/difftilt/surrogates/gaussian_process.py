@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class GaussianProcess:
 
     both_strands: bool = False
     """Letters only: words count on both strands; for DNA whose value does not depend on the strand."""
-    iterations: int = 50
+    iterations: int = 20
     """Most steps of L-BFGS."""
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class GaussianProcess:
         likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(
             noise=variance.clamp(min=1e-6),
             learn_additional_noise=True,
-            noise_prior=gpytorch.priors.LogNormalPrior(-3.0, 2.0),
+            noise_prior=gpytorch.priors.LogNormalPrior(-3.0, 1.0),
             noise_constraint=gpytorch.constraints.GreaterThan(LEAST_VARIANCE, transform=None, initial_value=0.05),
         )
         with warnings.catch_warnings(), gpytorch.settings.fast_computations(False, False, False):
@@ -145,7 +146,7 @@ class GaussianProcess:
             )  # fmt: skip
             evidence = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
             fit_gpytorch_mll(evidence, optimizer_kwargs={"options": {"maxiter": self.iterations}})
-        misfit = likelihood.second_noise.item() ** 0.5
-        if not misfit == misfit:
+        misfit = float(likelihood.second_noise) ** 0.5
+        if math.isnan(misfit):
             raise DataError("expected values that a Gaussian process can fit; got no number; check the values")
         return kernel.eval().requires_grad_(False), misfit

@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,14 +45,21 @@ class DesignKernel(gpytorch.kernels.Kernel):
         phi: features that forget the place; the second part is left out where there are none.
     """
 
+    log_height: Tensor
+    """``log a`` of each part."""
+    log_place: Tensor
+    """``log w`` of each place."""
+    log_feature: Tensor
+    """``log c``, where there are features."""
+
     def __init__(self, like: Float[Tensor, "N *event"], phi: Features | None) -> None:
         super().__init__()
         self.event, self.phi = like.shape[1:], phi
-        self._start("log_height", like.new_zeros(1 if phi is None else 2), 2.0)
+        self._start("log_height", like.new_zeros(1 if phi is None else 2), 0.5)
         places = like.new_ones(self.event[0])
-        self._start("log_place", (3 / _spread(like) * places).log(), 1.5)
+        self._start("log_place", (3 / _spread(like) * places).log(), 0.5)
         if phi is not None:
-            self._start("log_feature", (1 / _spread(phi(like))).log()[None], 3.0)
+            self._start("log_feature", (1 / _spread(phi(like))).log()[None], 1.0)
 
     def _start(self, name: str, value: Tensor, std: float) -> None:
         self.register_parameter(name, nn.Parameter(value.clone()))
@@ -68,7 +76,7 @@ class DesignKernel(gpytorch.kernels.Kernel):
         return parts
 
     def forward(
-        self, x1: Float[Tensor, "*b n d"], x2: Float[Tensor, "*c m d"], diag: bool = False, **_: Any
+        self, x1: Float[Tensor, "*b n d"], x2: Float[Tensor, "*c m d"], diag: bool = False, **params: Any
     ) -> Float[Tensor, "..."]:
         """Equation (1) between the rows of ``x1`` and ``x2``, or between equal rows."""
         total = x1.new_zeros(())
@@ -82,7 +90,7 @@ class DesignKernel(gpytorch.kernels.Kernel):
 
     def prior_path(self, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Equation (2): one function of flattened designs. Gradient flows to them."""
-        sizes = [z.shape[-1] for z in self.coordinates(self.log_height.new_zeros(1, self.event.numel()))]
+        sizes = [z.shape[-1] for z in self.coordinates(self.log_height.new_zeros(1, math.prod(self.event)))]
         drawn = [
             (
                 torch.randn(size, FREQUENCIES, generator=rng, dtype=torch.float64),

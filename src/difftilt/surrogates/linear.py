@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,6 @@ from difftilt.surrogates.measurements import Measurements, readable
 from difftilt.surrogates.surrogate import ROWS, Surrogate
 from difftilt.surrogates.training import Training, last_layer_features, train
 from difftilt.types import Float, Tensor
-
 
 FLOOR = 1e-6
 """Least variance of a row, standardised: what is stated to be exact is so up to a thousandth of the values' spread."""
@@ -82,9 +81,7 @@ def log_evidence(
     return -0.5 * ((y.square() / variance).sum() - explained + log_det + (2 * math.pi * variance).log().sum())
 
 
-def one_more(
-    posterior: Weights, phi: Float[Tensor, " d"], y: float | Tensor, variance: float | Tensor
-) -> Weights:
+def one_more(posterior: Weights, phi: Float[Tensor, " d"], y: float | Tensor, variance: float | Tensor) -> Weights:
     """Equations (1) and (4): the posterior after one measurement more, in order ``d^2``."""
     lower = posterior.cholesky
     root = torch.as_tensor(variance, dtype=phi.dtype).sqrt()
@@ -141,7 +138,7 @@ class Linear:
     """``m``, reward units; by evidence when not set."""
     network: dict[str, Any] | None = None
     """Description of a registered regressor for learned features; a small one when not set."""
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     """How that network is trained."""
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ def readable(codec: Codec, designs: Sequence[Any]) -> Float[Tensor, "N *event"]:
     x = codec.encode(designs)
     if x.is_floating_point():
         return codec.readable(x).double()
-    return F.one_hot(x, codec.vocabulary).double()  # ty: ignore[unresolved-attribute]
+    return F.one_hot(x, codec.vocabulary).double()  # ty: ignore[missing-attribute]
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,7 @@ class Measurements:
             )
         if self.value.isinf().any():
             raise DataError("expected finite values, or NaN where infeasible; got an infinite one; correct it")
-        if self.noise_std is not None and (
-            len(self.noise_std) != len(self.value) or not ((self.noise_std > 0) & self.noise_std.isfinite()).all()
-        ):
+        if self.noise_std is not None and not ((self.noise_std > 0) & self.noise_std.isfinite()).all():
             raise DataError("expected a noise std above 0 for each measurement; got others; leave it out if unknown")
 
     @property

@@ -18,10 +18,11 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -31,6 +32,7 @@ from difftilt.errors import ConfigError, ShapeError
 from difftilt.surrogates.measurements import Forecast, Measurements, readable
 from difftilt.types import Float, Tensor
 
+S = TypeVar("S", bound="Surrogate")
 ROWS = 2048
 """Designs that are predicted at a time."""
 LEAST = 1e-16
@@ -52,7 +54,7 @@ class Surrogate(ABC):
 
     codec: Codec
     """Reads designs."""
-    event_shape: torch.Size
+    event_shape: tuple[int, ...]
     """Shape of one readable design."""
     center: float
     """Mean of the values, reward units."""
@@ -96,11 +98,22 @@ class Surrogate(ABC):
         """Root of the variance of (2) from the epistemic std, reward units."""
         return (std.square() + self.misfit**2 + self.noise**2).sqrt()
 
+    def forecast(self, mean: Float[Tensor, " B"], std: Float[Tensor, " B"], measured: Float[Tensor, " B"]) -> Forecast:
+        """What :meth:`predict` said of designs, beside what was then measured (NaN = infeasible).
+
+        Args:
+            mean: as predicted.
+            std: as predicted, tempered as this surrogate is.
+            measured: reward units.
+        """
+        model = (std.square() + self.misfit**2).sqrt() / self.factor
+        return Forecast(mean, model, torch.full_like(mean, self.noise), measured)
+
     def draw(self, rng: torch.Generator) -> DifferentiableReward:
         """One function of the posterior, the same wherever it is asked (Thompson)."""
         return Draw(self, self._path(rng))
 
-    def tempered(self, factor: float) -> Self:
+    def tempered(self: S, factor: float) -> S:
         """The same mean with epistemic std and misfit ``factor`` times as large as the fit left them."""
         if not factor > 0:
             raise ConfigError(f"expected a factor above 0; got {factor}; 1 leaves the spread as it was fitted")
@@ -111,7 +124,7 @@ class Surrogate(ABC):
 
     def posterior(
         self,
-        X: Float[Tensor, "*batch q d"],  # noqa: N803 (BoTorch's name)
+        X: Float[Tensor, "*batch q d"],
         output_indices: list[int] | None = None,
         observation_noise: bool = False,
         posterior_transform: Callable[[Any], Any] | None = None,
@@ -131,9 +144,10 @@ class Surrogate(ABC):
         from gpytorch.distributions import MultivariateNormal
 
         event, (*batch, q, d) = self.event_shape, X.shape
-        if d != event.numel():
+        size = math.prod(event)
+        if d != size:
             raise ShapeError(
-                f"expected designs of {event.numel()} numbers each; got {d}; pass readable(codec, designs).flatten(1)"
+                f"expected designs of {size} numbers each; got {d}; pass readable(codec, designs).flatten(1)"
             )
         mean, covariance = self._joint(X.double().reshape(-1, q, *event))
         covariance = covariance * (self.factor * self.scale) ** 2

@@ -57,7 +57,7 @@ class Training:
             raise ConfigError("expected epochs, updates, batch and patience of at least 1; got less; raise them")
 
 
-def default_network(event_shape: torch.Size) -> dict[str, Any]:
+def default_network(event_shape: tuple[int, ...]) -> dict[str, Any]:
     """A small network for designs of this shape: convolutions for letters, else a perceptron."""
     if len(event_shape) == 2:
         length, vocabulary = event_shape

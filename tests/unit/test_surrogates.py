@@ -30,8 +30,8 @@ FEW = Training(updates=60)
 LEARNERS: dict[str, Any] = {
     "linear": Linear(),
     "learned features": Linear(features=(), training=FEW),
-    "ensemble": Ensemble(training=FEW),
-    "ensemble of features": Ensemble(features=("one_hot", "kmers"), training=FEW),
+    "ensemble": Ensemble(features=(), training=FEW),
+    "ensemble of features": Ensemble(training=FEW),
     "gaussian process": GaussianProcess(),
 }
 

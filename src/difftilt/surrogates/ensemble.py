@@ -26,11 +26,14 @@ import torch
 
 from difftilt.core.codec import Codec
 from difftilt.errors import ConfigError
-from difftilt.surrogates.features import Features, features
+from difftilt.surrogates.features import Features, default_features, features
 from difftilt.surrogates.measurements import Measurements
 from difftilt.surrogates.surrogate import ROWS, Surrogate
 from difftilt.surrogates.training import Members, Training, train
 from difftilt.types import Float, Tensor
+
+MANY = 2000
+"""Designs from which on networks find their own features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,9 @@ class Ensemble:
 
     members: int = 8
     """Networks ``E``; at least 2."""
-    features: tuple[str, ...] = ()
-    """Names of features that the members read, see :mod:`~difftilt.surrogates.features`; the design itself if empty."""
+    features: tuple[str, ...] | None = None
+    """Names of features that members read, see :mod:`~difftilt.surrogates.features`; the design itself if empty. When
+    not set, fewer than 2,000 designs are read by letters and counts of words, more by themselves."""
     network: dict[str, Any] | None = None
     """Description of a registered regressor; a small one for what it reads when not set."""
     training: Training = field(default_factory=Training)
@@ -81,7 +85,10 @@ class Ensemble:
         """The members after the feasible measurements."""
         rows = measurements.rows(codec)
         y, variance = rows.standardised()
-        phi = features(self.features, rows.x) if self.features else _itself
+        names = self.features
+        if names is None:
+            names = default_features(rows.x) if len(rows) < MANY else ()
+        phi = features(names, rows.x) if names else _itself
         x = phi(rows.x)
         networks = train(x, y, variance, rng, members=self.members, network=self.network, config=self.training)
         mean, spread, known = _out_of_bag(networks, x)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from difftilt.core.codec import Codec
 from difftilt.errors import ConfigError, DataError
-from difftilt.surrogates.features import Features, features
+from difftilt.surrogates.features import Features, default_features, features
 from difftilt.surrogates.measurements import Measurements, readable
 from difftilt.types import Bool, Float, Tensor
 
@@ -48,8 +48,9 @@ class Feasibility:
 class Logistic:
     """Settings of (1)."""
 
-    features: tuple[str, ...] = ("one_hot", "kmers")
-    """Names of features, see :mod:`~difftilt.surrogates.features`."""
+    features: tuple[str, ...] | None = None
+    """Names of features, see :mod:`~difftilt.surrogates.features`. When not set, letters and counts of words, or the
+    numbers of designs without letters."""
     prior_std: float = 3.0
     """Tau, nats per feature."""
 
@@ -66,7 +67,7 @@ class Logistic:
         if not len(measurements.value):
             raise DataError("expected measurements, feasible or not; got none; measure some designs first")
         x = readable(codec, measurements.designs)
-        phi = features(self.features, x)
+        phi = features(default_features(x) if self.features is None else self.features, x)
         return Feasibility(codec, phi, solve(phi(x), measurements.feasible, prior_std=self.prior_std))
 
 

@@ -65,6 +65,11 @@ FEATURES: dict[str, Features] = {
 }
 
 
+def default_features(like: Float[Tensor, "N *event"]) -> tuple[str, ...]:
+    """Letters and counts of words; of designs without letters, themselves."""
+    return ("one_hot", "kmers") if like.ndim == 3 else ("one_hot",)
+
+
 def features(names: tuple[str, ...], like: Float[Tensor, "N *event"]) -> Features:
     """The named features side by side, after a 1.
 

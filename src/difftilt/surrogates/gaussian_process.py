@@ -146,7 +146,7 @@ class GaussianProcess:
             )  # fmt: skip
             evidence = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
             fit_gpytorch_mll(evidence, optimizer_kwargs={"options": {"maxiter": self.iterations}})
-        misfit = float(likelihood.second_noise) ** 0.5
+        misfit = float(torch.as_tensor(likelihood.second_noise).detach()) ** 0.5
         if math.isnan(misfit):
             raise DataError("expected values that a Gaussian process can fit; got no number; check the values")
         return kernel.eval().requires_grad_(False), misfit

@@ -76,7 +76,12 @@ class DesignKernel(gpytorch.kernels.Kernel):
         return parts
 
     def forward(
-        self, x1: Float[Tensor, "*b n d"], x2: Float[Tensor, "*c m d"], diag: bool = False, **params: Any
+        self,
+        x1: Float[Tensor, "*b n d"],
+        x2: Float[Tensor, "*c m d"],
+        diag: bool = False,
+        last_dim_is_batch: bool = False,
+        **params: Any,
     ) -> Float[Tensor, "..."]:
         """Equation (1) between the rows of ``x1`` and ``x2``, or between equal rows."""
         total = x1.new_zeros(())

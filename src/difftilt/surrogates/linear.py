@@ -39,7 +39,7 @@ import torch
 
 from difftilt.core.codec import Codec
 from difftilt.errors import ConfigError
-from difftilt.surrogates.features import Features, features
+from difftilt.surrogates.features import Features, default_features, features
 from difftilt.surrogates.measurements import Measurements, readable
 from difftilt.surrogates.surrogate import ROWS, Surrogate
 from difftilt.surrogates.training import Training, last_layer_features, train
@@ -130,8 +130,9 @@ class LinearSurrogate(Surrogate):
 class Linear:
     """Settings of Bayesian linear regression."""
 
-    features: tuple[str, ...] = ("one_hot", "kmers")
-    """Names of fixed features: one_hot, pairs, kmers, kmers_both_strands. Empty: those of a network trained first."""
+    features: tuple[str, ...] | None = None
+    """Names of fixed features, see :mod:`~difftilt.surrogates.features`; those of a network trained first if empty.
+    When not set, letters and counts of words, or numbers of designs without letters."""
     prior_std: float | None = None
     """Tau, the weights' prior std, reward units; by evidence when not set."""
     misfit: float | None = None
@@ -149,8 +150,9 @@ class Linear:
         """The posterior (1) after the feasible measurements."""
         rows = measurements.rows(codec)
         y, variance = rows.standardised()
-        if self.features:
-            phi = features(self.features, rows.x)
+        names = default_features(rows.x) if self.features is None else self.features
+        if names:
+            phi = features(names, rows.x)
         else:
             members = train(rows.x, y, variance, rng, members=1, network=self.network, config=self.training)
             phi = last_layer_features(members)

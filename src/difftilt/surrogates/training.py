@@ -39,17 +39,17 @@ FLOOR = 0.01
 class Training:
     """Settings of the members' training."""
 
-    epochs: int = 20
+    epochs: int = 8
     """Most passes over the rows."""
-    updates: int = 300
+    updates: int = 500
     """Steps of the optimiser that few rows are given, in place of epochs."""
     batch: int = 128
     """Rows per step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """AdamW's."""
     weight_decay: float = 1e-2
     """Decoupled, AdamW."""
-    patience: int = 5
+    patience: int = 10
     """Looks at the held-out rows, 30 in all, without a better one by any member before training stops."""
 
     def __post_init__(self) -> None:
@@ -58,14 +58,11 @@ class Training:
 
 
 def default_network(event_shape: tuple[int, ...]) -> dict[str, Any]:
-    """A small network for designs of this shape: convolutions for letters, else a perceptron."""
+    """A small network for designs of this shape: filters over windows of letters, else a perceptron."""
     if len(event_shape) == 2:
         length, vocabulary = event_shape
-        return {
-            "type": "conv", "vocabulary": vocabulary, "length": length, "width": 16, "kernel": 7, "dilations": [1],
-            "hidden": 32, "dropout": 0.0,
-        }  # fmt: skip
-    return {"type": "perceptron", "size": math.prod(event_shape), "hidden": 64}
+        return {"type": "windows", "vocabulary": vocabulary, "length": length}
+    return {"type": "perceptron", "size": math.prod(event_shape)}
 
 
 @dataclass(frozen=True)

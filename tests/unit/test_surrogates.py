@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from difftilt.core.codec import TokenCodec, VectorCodec
+from difftilt.core.codec import ImageCodec, TokenCodec, VectorCodec
 from difftilt.core.registry import construct
 from difftilt.core.reward import DifferentiableReward
 from difftilt.errors import ConfigError, ShapeError
 from difftilt.surrogates import training
+from difftilt.surrogates.calibration import calibration, temper
 from difftilt.surrogates.ensemble import Ensemble
 from difftilt.surrogates.feasibility import Logistic
 from difftilt.surrogates.gaussian_process import GaussianProcess
@@ -208,6 +211,18 @@ def test_botorch_reads_a_surrogate(surrogate: Surrogate) -> None:
         surrogate.posterior(x[..., :5])
 
 
+def test_the_example_of_the_page() -> None:
+    codec, rng, designs, values = CODEC, torch.Generator().manual_seed(0), measured().designs, measured().value
+    learner = GaussianProcess()
+    surrogate = learner.fit(codec, Measurements(designs, values), rng)
+    surrogate = surrogate.tempered(temper(surrogate.held_out))
+    optimistic = Bound(surrogate, c=1.0)
+    mean, std = surrogate.predict(EVERY)
+    torch.testing.assert_close(optimistic(EVERY), mean + std)
+    inside = calibration(surrogate.held_out, factor=surrogate.factor).coverage_90
+    assert inside == pytest.approx(0.9, abs=0.03)
+
+
 # --- Bayesian linear regression --------------------------------------------------------------------------------------
 
 
@@ -386,6 +401,26 @@ def test_vectors_have_a_process_too() -> None:
         VectorCodec(), Measurements(designs, x.sin()), torch.Generator().manual_seed(0)
     )
     assert torch.corrcoef(torch.stack([ensemble.predict(designs).mean, x.sin()]))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("learner", [Linear(), Ensemble(training=FEW), GaussianProcess()])
+def test_images_have_surrogates_too(learner: Any) -> None:
+    """Brightness of random pictures, learned from 60 of them; the gradient of the mean is positive everywhere it is seen."""
+    pictures = torch.randint(0, 256, (80, 3, 3, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
+    bright = torch.tensor([picture.mean() for picture in pictures], dtype=torch.float64)
+    fitted = learner.fit(ImageCodec(), Measurements(list(pictures[:60]), bright[:60]), torch.Generator().manual_seed(0))
+    seen = torch.stack([fitted.predict(list(pictures[60:])).mean, bright[60:]])
+    assert torch.corrcoef(seen)[0, 1] > 0.7
+    p = readable(ImageCodec(), list(pictures[60:])).requires_grad_()
+    (slope,) = torch.autograd.grad(fitted.at(p).mean.sum(), p)
+    assert slope.shape == (20, 2, 3, 3)
+    assert slope.mean((1, 2, 3)).min() > 0
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    modules = "difftilt, difftilt.surrogates.rewards, difftilt.surrogates.gaussian_process, difftilt.surrogates.linear"
+    code = f"import sys, {modules}; sys.exit('gpytorch' in sys.modules or 'botorch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- bootstrap ensemble ----------------------------------------------------------------------------------------------

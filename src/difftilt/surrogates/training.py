@@ -39,7 +39,7 @@ FLOOR = 0.01
 class Training:
     """Settings of the members' training."""
 
-    epochs: int = 8
+    epochs: int = 6
     """Most passes over the rows."""
     updates: int = 500
     """Steps of the optimiser that few rows are given, in place of epochs."""

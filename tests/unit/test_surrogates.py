@@ -405,7 +405,7 @@ def test_vectors_have_a_process_too() -> None:
 
 @pytest.mark.parametrize("learner", [Linear(), Ensemble(training=FEW), GaussianProcess()])
 def test_images_have_surrogates_too(learner: Any) -> None:
-    """Brightness of random pictures, learned from 60 of them; the gradient of the mean is positive everywhere it is seen."""
+    """Brightness of random pictures, learned from 60 of them; the slope of the mean is upward."""
     pictures = torch.randint(0, 256, (80, 3, 3, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
     bright = torch.tensor([picture.mean() for picture in pictures], dtype=torch.float64)
     fitted = learner.fit(ImageCodec(), Measurements(list(pictures[:60]), bright[:60]), torch.Generator().manual_seed(0))
@@ -456,6 +456,17 @@ def test_mean_and_covariance_are_the_members(fitted: dict[str, Surrogate]) -> No
     )
     wider = ensemble.tempered(3.0).members(p)
     torch.testing.assert_close(wider - value.mean(0), 3 * (value - value.mean(0)), rtol=1e-4, atol=1e-5)
+
+
+def test_two_rows_make_an_ensemble_that_knows_nothing() -> None:
+    """Whatever the resamples hold: finite, and its misfit is a number."""
+    for seed in range(6):
+        two = Measurements(["AAAA", "CCCC"], torch.tensor([0.0, 1.0]).double())
+        fitted = Ensemble(members=2, training=FEW).fit(CODEC, two, torch.Generator().manual_seed(seed))
+        mean, std = fitted.predict(EVERY[:5])
+        assert torch.cat([mean, std]).isfinite().all()
+        assert fitted.misfit >= 0
+        assert temper(fitted.held_out) == 1.0
 
 
 def test_a_noisy_row_pulls_less() -> None:

@@ -47,9 +47,9 @@ class EnsembleSurrogate(Surrogate):
 
     def members(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, "E B"]:
         """Every member at relaxed designs, reward units, tempered about their mean. Gradient flows to ``p``."""
-        value = self.networks(self.phi(p.double()))
+        value = self.networks(self.phi(p.double().cpu()))
         mean = value.mean(0)
-        return self.center + self.scale * (mean + self.factor * (value - mean))
+        return (self.center + self.scale * (mean + self.factor * (value - mean))).to(p.device)
 
     def _joint(self, p: Float[Tensor, "N q *event"]) -> tuple[Float[Tensor, "N q"], Float[Tensor, "N q q"]]:
         value = self.networks(self.phi(p.flatten(0, 1))).unflatten(1, p.shape[:2])
@@ -92,7 +92,8 @@ class Ensemble:
         x = phi(rows.x)
         networks = train(x, y, variance, rng, members=self.members, network=self.network, config=self.training)
         mean, spread, known = _out_of_bag(networks, x)
-        beyond = ((mean - y).square() - spread - variance)[known].mean().clamp(min=0).sqrt().item()
+        left = ((mean - y).square() - spread - variance)[known]
+        beyond = left.mean().clamp(min=0).sqrt().item() if len(left) else 1.0  # of too few rows nothing is known
         return EnsembleSurrogate(
             codec=codec, center=rows.center, scale=rows.scale, misfit=beyond * rows.scale, noise=rows.noise,
             held_out=rows.forecast(mean, spread + beyond**2, known),

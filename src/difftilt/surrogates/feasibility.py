@@ -41,7 +41,7 @@ class Feasibility:
 
     def log_probability(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
         """``log P(F | x)`` of relaxed designs, nats. Gradient flows to ``p``."""
-        return F.logsigmoid(self.phi(p.double()) @ self.weights)
+        return F.logsigmoid(self.phi(p.double().cpu()) @ self.weights).to(p.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,10 +83,11 @@ class Surrogate(ABC):
         return self.center + self.scale * mean[0], (self.factor * self.scale) ** 2 * covariance[0]
 
     def at(self, p: Float[Tensor, "B *event"]) -> Prediction:
-        """Equation (1) at relaxed designs. Gradient flows to ``p``."""
-        mean, variance = self._joint(p.double()[:, None])
+        """Equation (1) at relaxed designs, on their device; computed on the CPU. Gradient flows to ``p``."""
+        mean, variance = self._joint(p.double().cpu()[:, None])
         std = variance[:, 0, 0].clamp(min=LEAST).sqrt()
-        return Prediction(self.center + self.scale * mean[:, 0], self.factor * self.scale * std)
+        mean, std = self.center + self.scale * mean[:, 0], self.factor * self.scale * std
+        return Prediction(mean.to(p.device), std.to(p.device))
 
     @torch.no_grad()
     def predict(self, designs: Sequence[Any]) -> Prediction:
@@ -181,12 +182,12 @@ class Draw:
 
     def on_probabilities(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
         """Its value at relaxed designs, reward units. Gradient flows to ``p``."""
-        own, p = self.surrogate, p.double()
-        value = self.path(p)
+        own, x = self.surrogate, p.double().cpu()
+        value = self.path(x)
         if own.factor != 1:
-            mean = own._joint(p[:, None])[0][:, 0]
+            mean = own._joint(x[:, None])[0][:, 0]
             value = mean + own.factor * (value - mean)
-        return own.center + own.scale * value
+        return (own.center + own.scale * value).to(p.device)
 
     @torch.no_grad()
     def __call__(self, designs: Sequence[Any]) -> Float[Tensor, " B"]:

@@ -165,26 +165,28 @@ def parts(seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, An
                 )
 
 
+COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "E[r]": lambda row: row["rounds"][-1]["reward"],
+    "regret": lambda row: row["rounds"][-1]["regret"],
+    "Spearman, 128 rows": lambda row: row["rounds"][1]["spearman"],
+    "512 rows": lambda row: row["rounds"][-1]["spearman"],
+    "90 %, as fitted": lambda row: row["as_fitted"]["coverage_90"],
+    "tempered": lambda row: row["coverage_90"],
+    "50 %": lambda row: row["coverage_50"],
+    "s per fit": lambda row: row["fit_cpu_seconds"],
+}
+
+
 def table(rows: list[dict[str, Any]]) -> None:
-    """Means over the factors, as Markdown."""
-    print("| surrogate | C | E[r] | regret | Spearman, 128 | 512 | 90 %, as fitted | tempered | 50 % | s per fit |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for name in LEARNERS:
-        for c in (0.0, 1.0):
-            of = [row for row in rows if (row["part"], row.get("learner"), row.get("c")) == ("tfbind8", name, c)]
-            if not of:
-                continue
-
-            def mean(value: Callable[[dict[str, Any]], float], of: list[dict[str, Any]] = of) -> float:
-                return sum(map(value, of)) / len(of)
-
-            print(
-                f"| {name} | {c:g} | {mean(lambda r: r['rounds'][-1]['reward']):.3f} "
-                f"| {mean(lambda r: r['rounds'][-1]['regret']):.3f} | {mean(lambda r: r['rounds'][1]['spearman']):.3f} "
-                f"| {mean(lambda r: r['rounds'][-1]['spearman']):.3f} "
-                f"| {mean(lambda r: r['as_fitted']['coverage_90']):.3f} | {mean(lambda r: r['coverage_90']):.3f} "
-                f"| {mean(lambda r: r['coverage_50']):.3f} | {mean(lambda r: r['fit_cpu_seconds']):.2f} |"
-            )
+    """Means over the factors and seeds that every surrogate has finished, as Markdown."""
+    runs = {(row["learner"], row["c"], row["factor"], row["seed"]): row for row in rows if row["part"] == "tfbind8"}
+    kinds = [(name, c) for name in LEARNERS for c in (0.0, 1.0)]
+    done = [one for one in {key[2:] for key in runs} if all((*kind, *one) in runs for kind in kinds)]
+    print(f"{len(done)} campaigns each: {', '.join(sorted(factor for factor, _ in done))}\n")
+    print("| surrogate | C | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 2) + "|")
+    for kind in kinds:
+        means = [sum(value(runs[*kind, *one]) for one in done) / len(done) for value in COLUMNS.values()]
+        print(f"| {kind[0]} | {kind[1]:g} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
 
 
 def main() -> None:

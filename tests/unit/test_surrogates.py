@@ -308,27 +308,29 @@ def test_the_evidence_is_largest_where_the_fit_stops() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "gaussian process"])
 def test_a_held_out_forecast_is_that_of_a_fit_without_the_row(name: str) -> None:
-    """Same units and hyperparameters, by brute force over the posterior of the other rows."""
-    rows = measured().rows(CODEC)
-    fitted: Any = LEARNERS[name].fit(CODEC, measured(), torch.Generator())
-    x, y = rows.x, (rows.y - fitted.center) / fitted.scale
+    """Same units and hyperparameters, by brute force over the posterior of the other rows; noise is kept apart."""
+    given = Measurements(measured().designs, measured().value, torch.full((60,), 0.2).double())
+    fitted: Any = LEARNERS[name].fit(CODEC, given, torch.Generator())
+    x, y = given.rows(CODEC).x, (given.rows(CODEC).y - fitted.center) / fitted.scale
     misfit = (fitted.misfit / fitted.scale) ** 2
+    d = misfit + (0.2 / fitted.scale) ** 2
     if name == "linear":
         phi = fitted.phi(x)
         full = fitted.weights.cholesky @ fitted.weights.cholesky.T
-        k = phi @ torch.linalg.inv(full - phi.T @ phi / misfit) @ phi.T
+        k = phi @ torch.linalg.inv(full - phi.T @ phi / d) @ phi.T
     else:
         k = fitted.kernel(x.flatten(1)).to_dense()
-    noisy = k + misfit * torch.eye(60, dtype=torch.float64)
+    noisy = k + d * torch.eye(60, dtype=torch.float64)
+    seen = fitted.held_out
     for i in (0, 7, 59):
         rest = [j for j in range(60) if j != i]
         gain = torch.linalg.solve(noisy[rest][:, rest], k[rest, i])
-        torch.testing.assert_close(
-            fitted.held_out.mean[i], fitted.center + fitted.scale * gain @ y[rest], rtol=1e-6, atol=1e-7
-        )
+        expected = fitted.center + fitted.scale * gain @ y[rest]
+        torch.testing.assert_close(seen.mean[i], expected, rtol=1e-6, atol=1e-7)
         model = k[i, i] - gain @ k[rest, i] + misfit
-        torch.testing.assert_close(fitted.held_out.model[i], fitted.scale * model.sqrt(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(fitted.held_out.measured, rows.y)
+        torch.testing.assert_close(seen.model[i], fitted.scale * model.sqrt(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(seen.measured, given.rows(CODEC).y)
+    torch.testing.assert_close(seen.noise, torch.full((60,), 0.2).double())
 
 
 def test_learned_features_are_what_the_last_layer_reads() -> None:

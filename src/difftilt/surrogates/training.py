@@ -159,7 +159,7 @@ def _held_out_error(
     form: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor, held_out: Tensor
 ) -> Float[Tensor, " E"]:
     """Mean squared error of each member on its held-out rows."""
-    predicted = torch.cat([forward(form, state, part) for part in x.split(2048)], dim=1)
+    predicted = torch.cat([forward(form, state, part) for part in x.split(512)], dim=1)
     return ((predicted - y).square() * held_out).sum(1) / held_out.sum(1)
 
 

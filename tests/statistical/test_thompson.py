@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from difftilt.core.codec import TokenCodec, VectorCodec
-from difftilt.surrogates.ensemble import Ensemble
+from difftilt.surrogates.ensemble import Ensemble, shares
 from difftilt.surrogates.gaussian_process import GaussianProcess
 from difftilt.surrogates.linear import Linear, weights
 from difftilt.surrogates.measurements import Measurements, readable
@@ -50,7 +50,7 @@ def deviations(draws: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor
     ids=["linear", "ensemble", "gaussian process"],
 )
 def test_thompson_draws_have_the_posteriors_mean_and_covariance(learner: Any) -> None:
-    """H0: 400 draws at four designs (two measured, one between two others) have mean and covariance of ``joint``; see BOUND.
+    """H0: 400 draws at four designs (two measured, one between two others) have the moments of ``joint``; see BOUND.
 
     Twins: no spread, as in public code (a std of 1e-8); the spread of independent designs; twice the variance.
     """
@@ -67,6 +67,20 @@ def test_thompson_draws_have_the_posteriors_mean_and_covariance(learner: Any) ->
     apart = mean + covariance.diagonal().sqrt() * torch.randn(draws.shape, generator=rng, dtype=torch.float64)
     assert deviations(apart, mean, covariance) > BOUND
     assert deviations(mean + math.sqrt(2) * (draws - mean), mean, covariance) > BOUND
+
+
+def test_a_draw_of_an_ensemble_weighs_members_so_that_their_covariance_comes_out() -> None:
+    """H0: 20,000 sets of 8 weights have mean 1/8 and covariance (I - 1/8) / 7; see BOUND. Twin: over 8.
+
+    A sample covariance divided by E instead would pass the test above, whose draws are few.
+    """
+    rng, e = torch.Generator().manual_seed(0), 8
+    drawn = torch.stack([shares(e, rng) for _ in range(20_000)])
+    torch.testing.assert_close(drawn.sum(1), torch.ones(20_000).double())
+    mean = torch.full((e,), 1 / e, dtype=torch.float64)
+    covariance = (torch.eye(e, dtype=torch.float64) - 1 / e) / (e - 1)
+    assert deviations(drawn, mean, covariance) < BOUND
+    assert deviations(drawn, mean, covariance * (e - 1) / e) > BOUND
 
 
 @pytest.mark.parametrize("seed", [0, 1])

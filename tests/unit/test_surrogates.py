@@ -471,21 +471,31 @@ def test_two_rows_make_an_ensemble_that_knows_nothing() -> None:
         assert temper(fitted.held_out) == 1.0
 
 
-def test_a_noisy_row_pulls_less() -> None:
-    """One design measured against what the others say: its prediction follows it only where its noise is small."""
-    data = measured()
-    odd = data.value.clone()
-    odd[0] += 10 * data.value.std()
-    pulled = {}
-    for noise in (0.01, 30.0):
-        stds = torch.full_like(odd, 0.01)
-        stds[0] = noise
-        given = Measurements(data.designs, odd, stds)
-        for name in ("linear", "ensemble of features", "gaussian process"):
-            fit = LEARNERS[name].fit(CODEC, given, torch.Generator().manual_seed(0))
-            pulled[name, noise] = abs(fit.predict(data.designs[:1]).mean.item() - data.value[0].item())
-    for name in ("linear", "ensemble of features", "gaussian process"):
-        assert pulled[name, 30.0] < 0.5 * pulled[name, 0.01]
+@pytest.mark.parametrize("name", ["linear", "ensemble of features", "gaussian process"])
+def test_noisy_rows_pull_less(name: str) -> None:
+    """Half the rows are noisy and too high: designs not measured follow the others. Twin: all rows alike."""
+    data = measured(120)
+    noisy = torch.arange(120) % 2 == 0
+    shift = 2 * data.value.std()
+    rest = [design for design in EVERY if design not in data.designs]
+    clean = LEARNERS[name].fit(CODEC, data, torch.Generator().manual_seed(0)).predict(rest).mean
+    stds = torch.where(noisy, 3 * shift, 0.01 * shift)
+    pull = {}
+    for noise in (stds, torch.full_like(stds, 0.5)):
+        given = Measurements(data.designs, data.value + shift * noisy, noise)
+        fitted = LEARNERS[name].fit(CODEC, given, torch.Generator().manual_seed(0))
+        pull[noise is stds] = ((fitted.predict(rest).mean - clean).mean() / shift).item()
+    assert abs(pull[True]) < 0.25 < pull[False]
+
+
+def test_misfit_is_what_held_out_errors_hold_beyond_disagreement_and_noise() -> None:
+    given = Measurements(measured().designs, measured().value, torch.full((60,), 0.1).double())
+    fitted = Ensemble(training=FEW).fit(CODEC, given, torch.Generator().manual_seed(0))
+    seen = fitted.held_out
+    assert fitted.misfit > 0.1
+    expected = (seen.model.square() + seen.noise.square()).mean()
+    torch.testing.assert_close((seen.measured - seen.mean).square().mean(), expected)
+    assert (seen.model > fitted.misfit).all()
 
 
 def test_training_keeps_each_members_best_held_out_parameters_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,10 +57,14 @@ class EnsembleSurrogate(Surrogate):
         return value.mean(0), off @ off.mT / (len(value) - 1)
 
     def _path(self, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
-        number = len(self.networks.held_out)
-        xi = torch.randn(number, generator=rng, dtype=torch.float64) / (number - 1) ** 0.5
-        share = 1 / number + xi - xi.mean()
+        share = shares(len(self.networks.held_out), rng)
         return lambda p: share @ self.networks(self.phi(p))
+
+
+def shares(members: int, rng: torch.Generator) -> Float[Tensor, " E"]:
+    r"""Weights of the members in (2): :math:`1/E + (\xi_e - \bar \xi) / \sqrt{E - 1}`, summing to 1."""
+    xi = torch.randn(members, generator=rng, dtype=torch.float64) / (members - 1) ** 0.5
+    return 1 / members + xi - xi.mean()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ Member ``e`` minimises a weighted squared error on standardised values,
 
 where :math:`n_{ei}` is how often its resample holds row ``i``, :math:`v_i` is the noise variance of the row and
 :math:`\epsilon` = 0.01 is a floor. Its rows with :math:`n_{ei} = 0`, about 37 %, are its held-out rows: training
-keeps the parameters with the least error there, and stops when no member improves. All members see the same batches,
+keeps the parameters with the least error there, weighted too, and stops when no member improves. All members see the same batches,
 so that one pass over a batch serves them all.
 
 References:
@@ -114,7 +114,8 @@ def train(
     precision = 1 / (variance + FLOOR)
     drawn = torch.randint(len(x), (members, len(x)), generator=rng)
     counts = torch.zeros(members, len(x)).scatter_add_(1, drawn, torch.ones(members, len(x)))
-    weight = counts * (precision / precision.mean()).float()
+    precision = (precision / precision.mean()).float()
+    weight = counts * precision
     held_out = counts == 0
     held_out[~held_out.any(1)] = True  # a resample of few rows may hold them all
     total = max(config.updates, config.epochs * math.ceil(len(x) / config.batch))
@@ -140,7 +141,7 @@ def train(
             if update % look and update != total:
                 continue
             form.eval()
-            missed = _held_out_error(form, params | buffers, x, y, held_out)
+            missed = _held_out_error(form, params | buffers, x, y, held_out * precision)
             form.train()
             better = missed < best
             best = missed.where(better, best)
@@ -156,11 +157,11 @@ def train(
 
 @torch.no_grad()
 def _held_out_error(
-    form: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor, held_out: Tensor
+    form: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor
 ) -> Float[Tensor, " E"]:
-    """Mean squared error of each member on its held-out rows."""
+    """Weighted mean squared error of each member on its held-out rows."""
     predicted = torch.cat([forward(form, state, part) for part in x.split(512)], dim=1)
-    return ((predicted - y).square() * held_out).sum(1) / held_out.sum(1)
+    return ((predicted - y).square() * weight).sum(1) / weight.sum(1)
 
 
 def last_layer_features(members: Members) -> Callable[[Tensor], Tensor]:

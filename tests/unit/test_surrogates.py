@@ -185,7 +185,7 @@ def test_botorch_reads_a_surrogate(surrogate: Surrogate) -> None:
     acquisition = pytest.importorskip("botorch.acquisition")
     from botorch.sampling import SobolQMCNormalSampler
 
-    p = relaxed(6)
+    surrogate, p = surrogate.tempered(1.3), relaxed(6)
     x = p.flatten(1).view(2, 3, 16).requires_grad_()
     posterior = surrogate.posterior(x)
     assert posterior.mean.shape == posterior.variance.shape == (2, 3, 1)

@@ -7,8 +7,8 @@ Member ``e`` minimises a weighted squared error on standardised values,
 
 where :math:`n_{ei}` is how often its resample holds row ``i``, :math:`v_i` is the noise variance of the row and
 :math:`\epsilon` = 0.01 is a floor. Its rows with :math:`n_{ei} = 0`, about 37 %, are its held-out rows: training
-keeps the parameters with the least error there, weighted too, and stops when no member improves. All members see the same batches,
-so that one pass over a batch serves them all.
+keeps the parameters with the least error there, weighted by ``w`` too, and stops when no member improves. All members
+see the same batches, so that one pass over a batch serves them all.
 
 References:
     Breiman 1996, Bagging Predictors, https://doi.org/10.1007/BF00058655.

@@ -231,6 +231,12 @@ def test_the_factor_is_the_least_that_covers_90_of_100(noise: float) -> None:
     assert calibration(forecast(error, 1.3, noise), factor=0.9999 * factor).coverage_90 == pytest.approx(89 / 99)
 
 
+def test_of_20_rows_the_19th_is_covered() -> None:
+    """Conformal's correction: 0.9 of 21, not of 20."""
+    error = torch.arange(1, 21, dtype=torch.float64) / 10
+    assert factor_for(forecast(error)) == pytest.approx(1.9 / QUANTILE[0.9])
+
+
 def test_the_factor_is_scale_free_and_ignores_infeasible_rows() -> None:
     error = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = forecast(error)

@@ -48,3 +48,9 @@ def test_finished_parts_are_not_run_again_and_a_failure_does_not_stop_the_others
         parts.run_missing(str(script), tmp_path, [["bad", "0"], ["done", "0"], ["new", "0"]], 1)
     assert (tmp_path / "done-0.json").read_text() == "kept"
     assert (tmp_path / "new-0.json").is_file()
+
+
+def test_every_kind_of_surrogate_is_in_the_benchmark(benchmark):
+    learners = benchmark("surrogates").LEARNERS
+    assert {name.partition("-")[0] for name in learners} == {"gaussian_process", "linear", "ensemble"}
+    assert len({repr(learner) for learner in learners.values()}) == len(learners)

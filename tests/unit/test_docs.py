@@ -13,6 +13,12 @@ import pytest
 
 from difftilt import build
 from difftilt.core.algorithm import Weighted
+from difftilt.surrogates import calibration as surrogates
+from difftilt.surrogates.ensemble import Ensemble
+from difftilt.surrogates.feasibility import Logistic
+from difftilt.surrogates.gaussian_process import GaussianProcess
+from difftilt.surrogates.linear import Linear
+from difftilt.surrogates.training import Training
 from difftilt.values.calibration import Calibration
 from difftilt.values.regression import Regression
 
@@ -117,6 +123,18 @@ def test_a_page_has_every_part(name: str, part: str) -> None:
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
 def test_code_on_a_page_is_in_the_file_that_it_links_to(page: Path) -> None:
     assert "```python" in page.read_text(encoding="utf-8")
+    assert foreign_lines(page) == []
+
+
+def test_the_page_of_surrogates_names_settings_and_numbers_and_quotes_the_code() -> None:
+    page = ROOT / "docs" / "surrogates.md"
+    text = page.read_text(encoding="utf-8")
+    kinds = (GaussianProcess, Linear, Ensemble, Training, Logistic)
+    settings = [f"{f.name} = {_written(f.default)}" for kind in kinds for f in dataclasses.fields(kind)
+                if f.default is not dataclasses.MISSING]  # fmt: skip
+    assert [entry for entry in settings if f"`{entry}`" not in text] == []
+    assert missing_numbers(text, surrogates.Calibration) == []
+    assert "```python" in text
     assert foreign_lines(page) == []
 
 

@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from difftilt.core.stats import ranks
 from difftilt.errors import DataError
 from difftilt.networks import ConvRegressor
-from difftilt.training.regress import RegressConfig, _ranks, measure_fit, train_members
+from difftilt.training.regress import RegressConfig, measure_fit, train_members
 
 LETTERS = st.lists(st.integers(0, 5), min_size=3, max_size=30)
 
 
 @given(LETTERS)
 def test_ranks_with_ties_are_scipys(values: list[int]) -> None:
-    ranks = _ranks(torch.tensor(values, dtype=torch.float64))
-    assert ranks.tolist() == scipy.stats.rankdata(values).tolist()
+    ours = ranks(torch.tensor(values, dtype=torch.float64))
+    assert ours.tolist() == scipy.stats.rankdata(values).tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30))

@@ -36,3 +36,15 @@ def mean_and_error(values: Float[Tensor, " N"]) -> tuple[float, float]:
     x = values.double()
     error = (x.std() / math.sqrt(len(x))).item() if len(x) > 1 else math.nan
     return x.mean().item(), error
+
+
+def ranks(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Average ranks, 1 to ``N``; ties share theirs."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse]
+
+
+def spearman(a: Float[Tensor, " N"], b: Float[Tensor, " N"]) -> float:
+    """Rank correlation; NaN where one side does not vary."""
+    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()

@@ -94,3 +94,64 @@ class RecurrentRegressor(nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return self.arguments
+
+
+@register("regressor", "perceptron")
+class PerceptronRegressor(nn.Module):
+    """Two hidden layers over the flattened design: vectors, small images, latents.
+
+    Args:
+        size: numbers of a design.
+        hidden: units of each layer.
+    """
+
+    def __init__(self, size: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.arguments = {"size": size, "hidden": hidden}
+        self.layers = nn.Sequential(
+            nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, x: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
+        """Standardised prediction. Gradient flows to ``x``."""
+        return self.layers(x.flatten(1))[:, 0]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return self.arguments
+
+
+@register("regressor", "windows")
+class WindowRegressor(nn.Module):
+    """One layer of filters over windows of letters, read place by place and on average, then a dense layer.
+
+    A convolution as one matrix product, which many members share at the speed of matrix products.
+
+    Args:
+        vocabulary: letters ``V``.
+        length: positions ``L``.
+        kernel: letters of a window.
+        width: filters.
+        hidden: units of the dense layer.
+    """
+
+    def __init__(self, vocabulary: int, length: int, kernel: int = 6, width: int = 16, hidden: int = 32) -> None:
+        super().__init__()
+        self.kernel = min(kernel, length)
+        self.arguments = {
+            "vocabulary": vocabulary, "length": length, "kernel": self.kernel, "width": width, "hidden": hidden
+        }  # fmt: skip
+        self.filters = nn.Linear(self.kernel * vocabulary, width)
+        self.hidden = nn.Linear((length - self.kernel + 2) * width, hidden)
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, x: Float[Tensor, "B L V"]) -> Float[Tensor, " B"]:
+        """Standardised prediction of probabilities. Gradient flows to ``x``."""
+        windows = x.unfold(1, self.kernel, 1).flatten(2)
+        found = F.relu(self.filters(windows))
+        places = torch.cat([found.flatten(1), found.sum(1)], dim=1)
+        return self.head(F.relu(self.hidden(places)))[:, 0]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return self.arguments

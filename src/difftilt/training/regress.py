@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from difftilt.core.stats import spearman
 from difftilt.errors import DataError
 from difftilt.rng import Streams, seeded_initialisation
 from difftilt.training.pretrain import learning_rate_factor
@@ -50,19 +51,11 @@ class Fit:
     """Number of held-out rows."""
 
 
-def _ranks(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Average ranks; ties share theirs."""
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
-
-
 def measure_fit(prediction: Float[Tensor, " N"], measured: Float[Tensor, " N"]) -> Fit:
     """Spearman and R² of predictions."""
     p, y = prediction.double(), measured.double()
-    spearman = torch.corrcoef(torch.stack([_ranks(p), _ranks(y)]))[0, 1].item()
     r_squared = (1 - (p - y).square().mean() / y.var(correction=0)).item()
-    return Fit(spearman, r_squared, len(y))
+    return Fit(spearman(p, y), r_squared, len(y))
 
 
 def train_members(

@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def backprop(runs: int, live: int, lora: bool) -> dict[str, float]:
         train_learning_rate=1e-5, log_with=None, project_kwargs={"project_dir": str(folder)},
     )  # fmt: skip
     trainer = AlignPropTrainer(
-        config, lambda images, words, metadata: redness(images / 2 + 0.5), lambda: ("red", {}),
+        config, lambda images, words, metadata: (redness(images / 2 + 0.5), {}), lambda: ("red", {}),
         trl_pipeline(folder, lora),
     )  # fmt: skip
     trainer.sd_pipeline.sd_pipeline.set_progress_bar_config(disable=True)
@@ -226,20 +226,25 @@ def main() -> None:
     from accelerate import PartialState
 
     PartialState(cpu=True)  # TRL's trainers ask for its logger before they make one
-    found: dict[str, Any] = {}
-    for lora in (False, True):
-        kind = "lora" if lora else "full"
-        found |= {f"{name}, {kind}": row for name, row in ppo(options.runs, lora).items()}
-    for live in (STEPS, 1):
-        found[f"backprop through {live}, lora"] = backprop(options.runs, live, lora=True)
-    print("| work | difftilt | bare | TRL | against bare | against TRL |\n|---|---|---|---|---|---|")
-    for name, row in found.items():
-        cells = (f"{row[key]:.2f}" for key in ("difftilt", "bare", "trl", "against_bare", "against_trl"))
-        print(f"| {name} | {' | '.join(cells)} |")
     size = sum(p.numel() for p in pipeline(Path(tempfile.mkdtemp())).unet.parameters())
-    facts = {"rows": found, "parameters": size, "batch": BATCH, "steps": STEPS, "guidance": GUIDANCE, **provenance()}
-    if options.out is not None:
-        options.out.write_text(json.dumps(facts, indent=2) + "\n")
+    facts = {"parameters": size, "batch": BATCH, "steps": STEPS, "guidance": GUIDANCE, **provenance()}
+    found: dict[str, dict[str, float]] = {}
+    print("| work | difftilt | bare | TRL | against bare | against TRL |\n|---|---|---|---|---|---|")
+    for name, row in measured(options.runs):
+        cells = (f"{row[key]:.2f}" for key in ("difftilt", "bare", "trl", "against_bare", "against_trl"))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        found[name] = row
+        if options.out is not None:
+            options.out.write_text(json.dumps({"rows": found, **facts}, indent=2) + "\n")
+
+
+def measured(runs: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name and times of each work, as they are found."""
+    for live in (1, STEPS):
+        yield f"backprop through {live}, lora", backprop(runs, live, lora=True)
+    for kind in ("lora", "full"):
+        for name, row in ppo(runs, kind == "lora").items():
+            yield f"{name}, {kind}", row
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Run, in an environment of its own (TRL's last diffusion release beside this proj
     trl-env/bin/pip install -c constraints.txt -e '.[image,lora]' trl==0.23.0
     OMP_NUM_THREADS=1 trl-env/bin/python benchmarks/against_trl.py --out benchmarks/against_trl.json
 
-A Stable Diffusion pipeline with random weights (UNet of 1.4 million parameters, 32 x 32 latents, 64 x 64 images), batch
+A Stable Diffusion pipeline with random weights (UNet of 1.4 million parameters, 16 x 16 latents, 32 x 32 images), batch
 8, 10 DDIM steps, guidance 5, eta 1, one thread. Work is equal: alpha = 0, so that no reference is run; one optimiser
 step for all steps of 8 paths; the same reward of pixels. ``bare`` is the network alone, called as often, with the VAE
 where images are made. All three take turns in one process; medians of process seconds.
@@ -35,7 +35,7 @@ from difftilt.algorithms.paths import collect
 from difftilt.core.trajectory import rollout
 from difftilt.tracking.run import provenance
 
-BATCH, STEPS, GUIDANCE, RANK = 8, 10, 5.0, 4
+BATCH, STEPS, GUIDANCE, RANK, LATENT = 8, 10, 5.0, 4, 16
 
 
 def redness(pixels: torch.Tensor) -> torch.Tensor:
@@ -57,10 +57,10 @@ def pipeline(folder: Path) -> Any:
     """A fresh pipeline, always with the same weights."""
     made = tiny.stable_diffusion(folder)
     made.unet = tiny.conditional_unet(
-        sample_size=32, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8, attention_head_dim=4,
+        sample_size=LATENT, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8, attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
-    made.vae = tiny.vae(block_out_channels=(16, 32), norm_num_groups=8, sample_size=64)
+    made.vae = tiny.vae(block_out_channels=(16, 32), norm_num_groups=8, sample_size=2 * LATENT)
     return made
 
 
@@ -104,7 +104,7 @@ class Bare:
             self.pipeline.unet.requires_grad_(False)
             _adapted(self.pipeline.unet, LoraConfig)
         rng = torch.Generator().manual_seed(0)
-        self.x = torch.randn(2 * BATCH, 4, 32, 32, generator=rng)
+        self.x = torch.randn(2 * BATCH, 4, LATENT, LATENT, generator=rng)
         self.words = torch.randn(2 * BATCH, 8, 16, generator=rng)
         self.optimiser = torch.optim.Adam([p for p in self.pipeline.unet.parameters() if p.requires_grad], lr=1e-5)
 

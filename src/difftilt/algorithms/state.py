@@ -137,6 +137,12 @@ class TunedState:
         self.parameters = list(self.trained.values())
         if not self.parameters:
             raise ConfigError("expected a policy with trainable parameters; got none; call policy.requires_grad_(True)")
+        narrow = next((f"{name} in {p.dtype}" for name, p in self.trained.items() if p.itemsize < 4), None)
+        if narrow is not None:
+            raise ConfigError(
+                f"expected parameters of 32 bits or more to tune; got {narrow}, which loses small updates; tune "
+                "adapters (difftilt.lora), or load in float32 and pass precision='bfloat16'"
+            )
         groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": learning_rate}, *(extra or [])]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self.optimiser.param_groups]

@@ -55,7 +55,7 @@ class LatentCodec(ImageCodec):
         """
         raise UnsupportedError(
             "expected a policy whose parts fit a model folder; got a pipeline's, with its VAE; save adapters with "
-            "difftilt.save_adapters, or the pipeline with save_pretrained"
+            "difftilt.save_adapters, a network tuned whole with difftilt.save_network"
         )
 
     def _pixels(self, x_0: Tensor) -> Tensor:

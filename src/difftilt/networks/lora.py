@@ -75,6 +75,8 @@ class Adapted(nn.Module):
             init_lora_weights="gaussian",
         )
         inject_adapter_in_model(self.settings, model)
+        for parameter in self.trainable():  # whatever the base's: half-precision numbers do not take small updates
+            parameter.data = parameter.data.float()
 
     @property
     def model(self) -> nn.Module:
@@ -176,18 +178,3 @@ def lora(
     with seeded_initialisation(seed):
         denoiser = Adapted(base, rank, lora_alpha, targets, dropout)
     return policy.with_denoiser(denoiser).eval()
-
-
-def save_adapters(policy: Policy, folder: str | Path) -> None:
-    """Write a tuned policy's adapters: see :meth:`Adapted.save`.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    adapted = next((module for module in policy.denoiser.modules() if isinstance(module, Adapted)), None)
-    if adapted is None:
-        raise ConfigError(
-            f"expected a policy with adapters; got one with {type(policy.denoiser).__name__}; make it with "
-            "difftilt.lora, or save all of it with policy.save_pretrained"
-        )
-    adapted.save(Path(folder))

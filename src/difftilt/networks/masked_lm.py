@@ -128,7 +128,7 @@ def masked_lm_policy(
     if missing or not alphabet or tokenizer.mask_token_id is None:
         came = f"no token '{missing[0]}'" if missing else "no letters" if not alphabet else "no mask token"
         raise ConfigError(f"expected a tokenizer with one token per letter and a mask; got {came}; pass alphabet=...")
-    framed = tokenizer.build_inputs_with_special_tokens([tokenizer.mask_token_id])
+    framed = tokenizer(tokenizer.mask_token)["input_ids"]
     place = framed.index(tokenizer.mask_token_id)
     letters = [*(known[letter] for letter in alphabet), tokenizer.mask_token_id]
     denoiser = MaskedLM(model, letters, framed[:place], framed[place + 1 :])

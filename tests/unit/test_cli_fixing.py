@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from difftilt.cli.fixing import fixed_tokens
+from difftilt.core.fixing import fixed_tokens
 from difftilt.core.codec import TokenCodec
 from difftilt.errors import ConfigError
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from difftilt.campaigns.settings import Constraints, Picking, Tuning
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Tensor
 
@@ -46,6 +47,12 @@ class CampaignSettings:
     """Designs that can be paid for; 1 or more."""
     unit: str | None = None
     """Unit of the values; that of the first results when not set."""
+    tuning: Tuning = Tuning()
+    """How a round's policy is tuned."""
+    picking: Picking = Picking()
+    """How it learns, and picks a plate."""
+    constraints: Constraints = Constraints()
+    """What every design has to keep."""
     seed: int = 0
     """Round i draws from the stream of this seed and i, so a proposal that crashed repeats itself."""
 

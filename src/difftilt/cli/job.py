@@ -10,7 +10,7 @@ import torch
 
 from difftilt import build
 from difftilt.algorithms.reward_backprop import RewardBackprop
-from difftilt.cli.fixing import hold
+from difftilt.core.fixing import hold
 from difftilt.cli.settings import JobSettings, Plan
 from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy

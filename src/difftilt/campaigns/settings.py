@@ -24,11 +24,11 @@ class Tuning:
     algorithm: str | None = None
     """Any method of `difftilt list` that is told several references; by the process when not set: trajectory_balance
     for letters, reward_backprop for the others."""
-    updates: int = 150
+    updates: int = 20
     """Updates per round."""
-    paths: int = 64
+    paths: int = 256
     """Designs per update, scored by the surrogate alone."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Of Adam, at the first update."""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from difftilt.campaigns.adaptive import Adaptive, Plan
+from difftilt.campaigns.guided import Guided
+from difftilt.campaigns.online import Online
 from difftilt.campaigns.proposer import Proposer
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.core.policy import Policy
@@ -24,6 +26,8 @@ STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {
     "greedy": partial(Adaptive, plan=Plan("mean")),
     "conservative": partial(Adaptive, plan=Plan("lcb", from_last=False)),
     "non-adaptive": partial(Adaptive, plan=Plan("mean", from_last=False, once=True)),
+    "guidance": Guided,
+    "online-ppo": Online,
 }
 
 

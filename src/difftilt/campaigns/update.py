@@ -120,7 +120,7 @@ def algorithm_for(policy: Policy, settings: Tuning) -> Algorithm:
     if name not in ALGORITHMS:
         raise nearest(name, ALGORITHMS, what="algorithm of campaigns")
     kind = ALGORITHMS[name]
-    own = {"minibatches": 1} if issubclass(kind, TrajectoryBalance) else {}
+    own = {"epochs": 2, "minibatches": 4} if issubclass(kind, TrajectoryBalance) and settings.paths >= 64 else {}
     return kind(alpha=settings.alpha, batch=settings.paths, learning_rate=settings.learning_rate, **own)
 
 

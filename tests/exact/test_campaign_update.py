@@ -11,7 +11,6 @@ import torch
 from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.update import beta_for, spent_nats, total_temperature, tune
 from difftilt.core.policy import Policy
-from difftilt.problems.enumerated import EnumeratedChain
 from difftilt.problems.landscapes import corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 
@@ -76,9 +75,7 @@ def test_a_tuned_policy_is_equation_7_on_paths_and_designs(
     ],
     ids=["beta dropped", "alpha and beta swapped", "p_pre alone with the weight of both"],
 )
-def test_other_anchors_do_not_pass_for_equation_7(
-    problem: TiltedProblem, rounds: list[Policy], wrong: Tuning
-) -> None:
+def test_other_anchors_do_not_pass_for_equation_7(problem: TiltedProblem, rounds: list[Policy], wrong: Tuning) -> None:
     """Twin: the second round with other anchors."""
     tuned = tune(rounds[1], rounds[0], problem.reward, wrong, torch.Generator().manual_seed(1), told=None).policy
     assert path_gap(problem, tuned, rounds[1], alpha=ALPHA, beta=BETA) > 2 * BAR

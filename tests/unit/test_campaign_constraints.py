@@ -1,4 +1,4 @@
-"""Constraints: the sampler never breaks one, leaves out no design that keeps them, and is p_pre where nothing is asked."""
+"""Constraints: the sampler never breaks one, leaves out no design that keeps them, and is p_pre without any."""
 
 from __future__ import annotations
 
@@ -187,8 +187,8 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
 
 
 def test_constraints_on_letters_are_refused_where_there_are_none() -> None:
-    from difftilt.problems.linear_gaussian import LinearGaussian  # noqa: F401
     from difftilt.problems.library import entry
+    from difftilt.problems.linear_gaussian import LinearGaussian  # noqa: F401
 
     gaussian = entry("linear-gaussian").make().pretrained
     with pytest.raises(UnsupportedError, match="designs of letters"):

@@ -1,8 +1,8 @@
 r"""Which letters can still be shown, so that a design keeps its constraints: exact look-ahead by an automaton.
 
-An Aho-Corasick automaton reads a design from left to right; its states ``q`` are the beginnings of forbidden words that
-the letters read so far end in. :math:`\delta_v(q)` is the state after letter ``v``, and words are never completed. Beside
-it, of a prefix, count the letters G and C, ``c``, and those that differ from the parent, ``d``. A design is allowed iff
+An Aho-Corasick automaton reads a design from left to right; its states ``q`` are the beginnings of forbidden words
+that the letters read so far end in. :math:`\delta_v(q)` is the state after letter ``v``, and words are never completed.
+Of a prefix, ``c`` counts the letters G and C, and ``d`` those that differ from the parent. A design is allowed iff
 
 .. math:: \text{no forbidden word}, \qquad c_{min} \le c \le c_{max}, \qquad d \le d_{max}                  \qquad (1)
 
@@ -162,7 +162,9 @@ def _any(ways: list[Tensor]) -> Tensor:
 def _goto(words: Sequence[Sequence[int]], vocabulary: int) -> Int[Tensor, "V Q"]:
     """Transitions of the automaton; -1 where a word would be complete."""
     forbidden = {tuple(word) for word in words}
-    prefixes = sorted({word[:k] for word in forbidden for k in range(len(word))} | {()}, key=lambda word: (len(word), word))
+    prefixes = sorted(
+        {word[:k] for word in forbidden for k in range(len(word))} | {()}, key=lambda word: (len(word), word)
+    )
     number = {prefix: q for q, prefix in enumerate(prefixes)}
     table = torch.full((vocabulary, len(prefixes)), -1)
     for prefix, q in number.items():

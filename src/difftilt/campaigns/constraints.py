@@ -5,10 +5,10 @@ r"""Hard constraints on designs, kept by the sampler: letters that could not be 
 
 :math:`A_i(x_t)` are the letters that stand at ``i`` in some design which keeps the constraints and has all letters that
 :math:`x_t` shows (:mod:`~difftilt.campaigns.automaton`, exact). With one token per step the chain (1) ends in designs
-that keep them, in every one that :math:`p_{pre}` gives a chance, and is :math:`p_{pre}` where nothing is excluded. p_pre
-and the tuned policy are both run by (1), so that their KL is that of the constrained chains, and :math:`p_{pre}^C` takes
-the place of :math:`p_{pre}` in equation (7). Its law is not :math:`p_{pre}(\cdot \mid C)`: each step is normalised by
-itself.
+that keep them, in every one that :math:`p_{pre}` gives a chance, and is :math:`p_{pre}` where nothing is excluded.
+p_pre and the tuned policy are both run by (1), so that their KL is that of the constrained chains, and
+:math:`p_{pre}^C` takes the place of :math:`p_{pre}` in equation (7). Its law is not :math:`p_{pre}(\cdot \mid C)`: each
+step is normalised by itself.
 
 Letters shown in one step do not know each other, so that several of them can break a constraint together. Such designs
 have no reward, and none is proposed: they are dropped, and counted. So it is with processes whose letters are not shown
@@ -97,7 +97,9 @@ class Rules:
 
     def __init__(self, settings: Constraints, policy: Policy) -> None:
         self.settings, self.codec, self._held = settings, policy.codec, policy.fixed
-        self.avoided = frozenset() if settings.avoid is None else frozenset(read_designs(Path(settings.avoid)).sequences)
+        self.avoided = (
+            frozenset() if settings.avoid is None else frozenset(read_designs(Path(settings.avoid)).sequences)
+        )
         self.automaton = _automaton(settings, policy.codec)
         self.sampled = isinstance(policy.process, Masked)
         if self.automaton is not None and self.sampled:

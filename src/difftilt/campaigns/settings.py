@@ -24,16 +24,18 @@ class Tuning:
     algorithm: str | None = None
     """Any method of `difftilt list` that is told several references; by the process when not set: trajectory_balance
     for letters, reward_backprop for the others."""
-    updates: int = 20
+    updates: int = 16
     """Updates per round."""
-    paths: int = 256
+    paths: int = 128
     """Designs per update, scored by the surrogate alone."""
     learning_rate: float = 4e-3
     """Of Adam, at the first update."""
 
     def __post_init__(self) -> None:
         if not (self.alpha > 0 and self.beta >= 0 and math.isfinite(self.alpha + self.beta)):
-            raise ConfigError(f"expected alpha above 0 and beta 0 or more; got {self.alpha} and {self.beta}; correct it")
+            raise ConfigError(
+                f"expected alpha above 0 and beta 0 or more; got {self.alpha} and {self.beta}; correct it"
+            )
         if self.kl_budget is not None and not self.kl_budget > 0:
             raise ConfigError(f"expected a KL budget above 0 nats; got {self.kl_budget}; raise --kl-budget")
         if min(self.updates, self.paths) < 2 or not self.learning_rate > 0:

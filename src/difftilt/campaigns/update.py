@@ -2,7 +2,8 @@ r"""The policy of the next round: optimism within two KL balls.
 
 .. math::
     p^{(i+1)} &= \arg\max_p E_p[\hat r + g] - \alpha\, KL(p \| p_{pre}) - \beta\, KL(p \| p^{(i)}) \\
-        &\propto p_{pre}^{\alpha / T}\, (p^{(i)})^{\beta / T}\, e^{(\hat r + g) / T}, \qquad T = \alpha + \beta  \qquad (1)
+        &\propto p_{pre}^{\alpha / T}\, (p^{(i)})^{\beta / T}\, e^{(\hat r + g) / T},
+        \qquad T = \alpha + \beta                                                                           \qquad (1)
 
 on path laws, equation (7) of SEIKO. With a fixed reward :math:`r` and :math:`p^{(i)} = p_{pre} e^{b_i r}`,
 
@@ -82,12 +83,12 @@ class Update:
 def tune(
     current: Policy, pretrained: Policy, reward: Reward, settings: Tuning, rng: torch.Generator, *, told: Told | None
 ) -> Update:
-    """Equation (1), approximately.
+    r"""Equation (1), approximately.
 
     Args:
         current: :math:`p^{(i)}`.
         pretrained: :math:`p_{pre}`, on the same chain.
-        reward: :math:`\\hat r + g`; asked as often as it takes, since it is no laboratory.
+        reward: :math:`\hat r + g`; asked as often as it takes, since it is no laboratory.
         settings: of the tuning.
         rng: the only source of randomness.
         told: is shown the tuning's records.

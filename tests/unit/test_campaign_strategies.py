@@ -26,7 +26,7 @@ from difftilt.core.trajectory import rollout
 from difftilt.errors import ConfigError, StateError
 from difftilt.problems.landscapes import corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem
-from difftilt.surrogates.ensemble import Ensemble, EnsembleSurrogate
+from difftilt.surrogates.ensemble import Ensemble
 from difftilt.surrogates.gaussian_process import GaussianProcess
 
 QUICK = Tuning(alpha=0.5, beta=0.5, updates=3, paths=16, learning_rate=5e-3)
@@ -181,7 +181,7 @@ def test_constraints_hold_in_every_plate_of_every_strategy(
 
 
 def test_a_tuned_plate_is_better_than_a_random_one(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
-    """H0: no better. Mean of 24 chosen by a surrogate of 24; in 50 seeds the least difference was above 1 std."""
+    """24 designs chosen after 48 measurements, against the law that they were drawn from at first."""
     tuning = Tuning(alpha=0.5, beta=0.5, updates=20, paths=64, learning_rate=5e-3)
     settings = {"batch": 24, "budget": 96, "tuning": tuning}
     chosen = play(begun(tmp_path / "a", "greedy", **settings), pretrained, problem.reward, 3).history()
@@ -211,9 +211,9 @@ def test_the_forecast_of_a_round_is_what_the_surrogate_said(
     assert history.rounds[1].facts["last_round"] is None
 
 
-def test_the_bonus_given_picks_is_the_posterior_after_measuring_them(problem: TiltedProblem) -> None:
-    """Equation (2) against a surrogate that is fitted to the pick as well: the covariance does not ask for its value."""
-    codec, rng = problem.pretrained.codec, torch.Generator().manual_seed(0)
+def test_the_bonus_given_picks_is_the_posterior_after_measuring_them() -> None:
+    """Equation (2) one by one, against conditioning on both picks at once; no value enters."""
+    rng = torch.Generator().manual_seed(0)
     covariance = torch.randn(6, 6, generator=rng, dtype=torch.float64)
     covariance = covariance @ covariance.T
     noise, now = 0.3, covariance
@@ -222,7 +222,6 @@ def test_the_bonus_given_picks_is_the_posterior_after_measuring_them(problem: Ti
     seen = [4, 1]
     gain = torch.linalg.inv(covariance[seen][:, seen] + noise * torch.eye(2, dtype=torch.float64))
     assert torch.allclose(now, covariance - covariance[:, seen] @ gain @ covariance[seen])
-    assert codec.length == 5
 
 
 @pytest.mark.parametrize("rule", ["greedy", "as_drawn"])
@@ -278,7 +277,7 @@ def test_lower_bounds_prefer_what_is_known(tmp_path: Path, problem: TiltedProble
 def test_ppo_learns_from_the_kept_paths_of_the_measured_plate(
     tmp_path: Path, problem: TiltedProblem, pretrained: Policy
 ) -> None:
-    """A plate of every design it draws; the update raises the exact J, and one with the values' sign flipped does not."""
+    """The update raises the exact J; with the sign of the values flipped it does not."""
     tuning = Tuning(alpha=0.5, learning_rate=2e-3)
     rng = torch.Generator().manual_seed(0)
     rules = Rules(Constraints(), pretrained)
@@ -327,7 +326,6 @@ def test_the_surrogate_is_chosen_by_name_or_by_number() -> None:
     assert isinstance(learner(Picking(), 3000), Ensemble)
     assert isinstance(learner(Picking(), 500, bootstrap=True), Ensemble)
     assert learner(Picking(surrogate="gp_both_strands"), 9) == GaussianProcess(both_strands=True)
-    assert EnsembleSurrogate.__name__ == "EnsembleSurrogate"
     for wrong in ({"surrogate": "gpp"}, {"rule": "best"}, {"c": -1.0}, {"pool": 0}):
         with pytest.raises(ConfigError, match="expected"):
             Picking(**wrong)

@@ -102,7 +102,7 @@ def test_a_budget_is_met_by_the_weights_and_the_kl_of_two_points_is_right() -> N
 
 
 def test_beta_by_budget_is_that_of_the_exact_law(problem: TiltedProblem, rounds: list[Policy]) -> None:
-    """H0: (3) over 1,024 paths is the exact KL; its relative error was below 0.12 in 100 seeds, 0.3 is allowed."""
+    """H0: (3) over 1,024 paths is the exact KL. Its relative error had std 0.035 over 60 seeds: 0.3 is 8 std."""
     budget, rng = 0.15, torch.Generator().manual_seed(5)
     beta = beta_for(rounds[1], rounds[0], problem.reward, rng, alpha=ALPHA, budget=budget)
     law = mixed_law(problem, rounds[1], alpha=ALPHA, beta=beta)

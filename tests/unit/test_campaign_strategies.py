@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from campaign_parts import FINISHED, check_laws, fork, killed_at_write, timeless, wait
+from difftilt.campaigns import candidates, online
 from difftilt.campaigns.acquisition import acquisition, conditioned, pick
 from difftilt.campaigns.adaptive import MODELS, Adaptive, Plan, load_model
 from difftilt.campaigns.campaign import Campaign
@@ -123,7 +124,7 @@ def test_a_round_starts_from_the_policy_of_the_round_before(
     second = load_model(campaign.folder, proposal.model)
     chain = problem.chain
     moved = chain.path_kl(first, problem.pretrained).item()
-    assert moved > 0.02
+    assert moved > 1e-3
     assert chain.path_kl(second, first).item() < 1e-6
     assert proposal.facts["kl_to_last"] < 1e-6
     assert proposal.facts["kl_to_pretrained"] == pytest.approx(moved, rel=0.5)
@@ -346,7 +347,11 @@ def test_the_algorithm_follows_the_process_or_its_name(pretrained: Policy) -> No
         algorithm_for(pretrained, Tuning(algorithm="trajectory"))
 
 
-def test_a_policy_that_makes_nothing_new_is_said_so(tmp_path: Path, pretrained: Policy) -> None:
+def test_a_policy_that_makes_nothing_new_is_said_so(
+    tmp_path: Path, pretrained: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (candidates, online):
+        monkeypatch.setattr(module, "TRIES", 3)
     limits = Constraints(parent="ACGTA", mutations=0)
     for name in ("random", "online-ppo"):
         campaign = begun(tmp_path / name, name, constraints=limits)

@@ -415,7 +415,7 @@ def test_random_draws_what_p_pre_has_left_and_stays_short_when_there_is_no_more(
     campaign = begin(str(tmp_path), budget=40, batch=10)
     assert [len(campaign.propose(proposer=proposer)) for _ in range(2)] == [10, 6]
     assert len(campaign.history().known) == 16
-    with pytest.raises(StateError, match="0 designs"):
+    with pytest.raises(StateError, match="expected new designs"):
         campaign.propose(proposer=proposer)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from difftilt.cli.fixing import fixed_tokens
 from difftilt.core.codec import TokenCodec
+from difftilt.core.fixing import fixed_tokens
 from difftilt.errors import ConfigError
 
 CODEC = TokenCodec("ACGT", 6, {"U": "T"})

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from difftilt import build
+from difftilt.campaigns.learning import SPREAD
+from difftilt.campaigns.settings import Constraints, Picking, Tuning
+from difftilt.campaigns.strategies import STRATEGIES
+from difftilt.campaigns.update import ALGORITHMS as TWO_ANCHORS
 from difftilt.core.algorithm import Weighted
 from difftilt.surrogates import calibration as surrogates
 from difftilt.surrogates.ensemble import Ensemble
@@ -135,6 +139,17 @@ def test_the_page_of_surrogates_names_settings_and_numbers_and_quotes_the_code()
     assert [entry for entry in settings if f"`{entry}`" not in text] == []
     assert missing_numbers(text, surrogates.Calibration) == []
     assert "```python" in text
+    assert foreign_lines(page) == []
+
+
+def test_the_page_of_strategies_names_settings_and_facts_and_quotes_the_code() -> None:
+    page = ROOT / "docs" / "strategies.md"
+    text = page.read_text(encoding="utf-8")
+    assert [name for kind in (Tuning, Picking, Constraints) for name in missing_settings(text, kind)] == []
+    assert [name for name in (*STRATEGIES, *SPREAD, "drawn", "pool", "rows", "held_out", "last_round")
+            if f"`{name}`" not in text] == []  # fmt: skip
+    by_name = text.replace("its two kin", "detailed_balance, subtrajectory_balance")
+    assert [name for name in TWO_ANCHORS if name not in by_name] == []
     assert foreign_lines(page) == []
 
 

@@ -90,6 +90,7 @@ class Campaign:
             spent=known.spent,
             remaining=known.remaining,
             best=known.best,
+            facts=known.rounds[-1].facts if known.rounds else {},
         )
 
     def proposer(self) -> Proposer:

@@ -18,11 +18,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from difftilt.campaigns.settings import Constraints, Picking, Tuning
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Tensor
 
@@ -46,6 +47,12 @@ class CampaignSettings:
     """Designs that can be paid for; 1 or more."""
     unit: str | None = None
     """Unit of the values; that of the first results when not set."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """How a round's policy is tuned."""
+    picking: Picking = field(default_factory=Picking)
+    """How it learns, and picks a plate."""
+    constraints: Constraints = field(default_factory=Constraints)
+    """What every design has to keep."""
     seed: int = 0
     """Round i draws from the stream of this seed and i, so a proposal that crashed repeats itself."""
 
@@ -54,9 +61,9 @@ class CampaignSettings:
             raise ConfigError(
                 f"expected a name of letters, digits, '-', '_' and '.'; got '{self.name}'; choose another"
             )
-        for field in ("batch", "budget"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"expected {field} 1 or more; got {getattr(self, field)}; correct it")
+        for name in ("batch", "budget"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} 1 or more; got {getattr(self, name)}; correct it")
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import torch
 
+from difftilt.campaigns.candidates import draw_new
+from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import History
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.core.policy import Policy
-from difftilt.core.trajectory import sample_states
-
-TRIES = 100
-"""Times ``n`` designs are drawn before a plate stays short: p_pre hardly makes others."""
+from difftilt.errors import StateError
 
 
 class RandomPicks:
-    """Proposes by (1).
+    """Proposes by (1), within the campaign's constraints.
 
     Args:
         policy: p_pre.
@@ -31,19 +30,23 @@ class RandomPicks:
     def __init__(self, policy: Policy, folder: Path) -> None:
         self.policy = policy
 
-    @torch.no_grad()
     def __call__(self, history: History, n: int, rng: torch.Generator) -> Proposal:
         """Propose designs; fewer than ``n`` only where p_pre makes no others."""
-        known = history.known
-        picks: dict[str, None] = {}
-        drawn = 0
-        for _ in range(TRIES):
-            if len(picks) == n:
-                break
-            designs = self.policy.codec.decode(sample_states(self.policy, n, rng))
-            drawn += n
-            for design in designs:
-                if design not in known and len(picks) < n:
-                    picks[design] = None
-        candidates = [Candidate(design, reason="drawn from p_pre") for design in picks]
-        return Proposal(candidates, "p_pre", {"drawn": drawn})
+        rules = Rules(history.settings.constraints, self.policy)
+        return plate_of(rules.on(self.policy), rules, history, n, rng)
+
+
+def plate_of(policy: Policy, rules: Rules, history: History, n: int, rng: torch.Generator) -> Proposal:
+    """A plate of p_pre, which is ``policy``, by (1).
+
+    Raises:
+        StateError: it makes no new design that may be proposed.
+    """
+    sieve = draw_new(policy, n, rules, history.known, rng)
+    if not sieve.designs:
+        raise StateError(
+            f"expected new designs that keep the constraints; got none among {sieve.drawn:,} draws of p_pre; relax the "
+            "constraints, or end the campaign"
+        )
+    candidates = [Candidate(design, reason="drawn from p_pre") for design in sieve.designs]
+    return Proposal(candidates, "p_pre", sieve.facts)

@@ -7,14 +7,28 @@ A strategy is made from p_pre of the task and the folder of the campaign, where 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from difftilt.campaigns.adaptive import Adaptive, Plan
+from difftilt.campaigns.guided import Guided
+from difftilt.campaigns.online import Online
 from difftilt.campaigns.proposer import Proposer
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.core.policy import Policy
 from difftilt.errors import nearest
 
-STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {"random": RandomPicks}
+STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {
+    "random": RandomPicks,
+    "seiko-ucb": partial(Adaptive, plan=Plan("ucb")),
+    "seiko-bootstrap": partial(Adaptive, plan=Plan("bootstrap")),
+    "seiko-thompson": partial(Adaptive, plan=Plan("thompson")),
+    "greedy": partial(Adaptive, plan=Plan("mean")),
+    "conservative": partial(Adaptive, plan=Plan("lcb", from_last=False)),
+    "non-adaptive": partial(Adaptive, plan=Plan("mean", from_last=False, once=True)),
+    "guidance": Guided,
+    "online-ppo": Online,
+}
 
 
 def strategy(name: str) -> Callable[[Policy, Path], Proposer]:

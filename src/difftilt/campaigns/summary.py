@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from difftilt.campaigns.history import CampaignSettings, Design
 
@@ -42,3 +44,5 @@ class Status:
     """Designs that can still be proposed."""
     best: Design | None
     """The measured design with the highest mean value."""
+    facts: Mapping[str, Any]
+    """What the strategy said of the last round."""

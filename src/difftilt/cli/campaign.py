@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import tyro
 
 from difftilt.campaigns.campaign import Campaign
+from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import PENDING, CampaignSettings
 from difftilt.campaigns.plate import check_plate, plate_text, write_plate
 from difftilt.campaigns.results import ResultsError
+from difftilt.campaigns.settings import Constraints, Picking, Tuning
 from difftilt.campaigns.store import FILE
 from difftilt.campaigns.strategies import strategy
 from difftilt.cli import flags
-from difftilt.cli.campaign_told import event_lines, status_lines
+from difftilt.cli.campaign_told import event_lines, propose_aloud, status_lines
 from difftilt.cli.progress import say
 from difftilt.errors import ConfigError, DataError, StateError, nearest
 
@@ -48,7 +50,7 @@ class NewFlags:
     task: str = ""
     """Required. What designs are: a task of `difftilt list`, a model folder or a Hub repository."""
     strategy: str = "random"
-    """Who proposes: random."""
+    """Who proposes; docs/campaigns.md compares them."""
     batch: int = 96
     """Designs of a plate."""
     budget: int = 480
@@ -57,6 +59,9 @@ class NewFlags:
     """Unit of the values; that of the first results when not set."""
     seed: int = 0
     """Of every proposal, with the number of its round."""
+    tuning: tyro.conf.UseAppendAction[Tuning] = field(default_factory=Tuning)
+    picking: tyro.conf.UseAppendAction[Picking] = field(default_factory=Picking)
+    constraints: tyro.conf.UseAppendAction[Constraints] = field(default_factory=Constraints)
     url: str | None = None
     """Data base of one's own in place of a file in the folder, e.g. postgresql://HOST/NAME."""
 
@@ -73,7 +78,9 @@ def new(argv: Sequence[str]) -> None:
 
     from difftilt.build import load_policy
 
-    make(load_policy(asked.task), ROOT)
+    policy = load_policy(asked.task)
+    make(policy, ROOT)
+    Rules(settings.constraints, policy)
     Campaign.create(place, settings)
     say(f"{asked.name}: {asked.budget} designs of {asked.task} by {asked.strategy}, {asked.batch} a plate")
 
@@ -117,9 +124,7 @@ def propose(argv: Sequence[str]) -> None:
                 f"designs; record them, write its plate again with --round {len(history.rounds)}, or add --more for "
                 "another plate"
             )
-        from difftilt import lab
-
-        designs = lab.Campaign.open(place).propose(asked.number)
+        designs = propose_aloud(place, asked.number, aloud=asked.output is not None)
     if asked.output is None:
         print(plate_text(designs), end="")
         return

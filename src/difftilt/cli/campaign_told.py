@@ -1,11 +1,37 @@
-"""What `difftilt campaign status` and `history` print."""
+"""What `difftilt campaign propose`, `status` and `history` show."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
-from difftilt.campaigns.history import STATES, History
+from difftilt.campaigns.adaptive import Adaptive
+from difftilt.campaigns.history import STATES, Design, History
 from difftilt.campaigns.summary import Status
+from difftilt.cli.progress import Progress
+
+
+def propose_aloud(place: str | Path, number: int | None, *, aloud: bool) -> list[Design]:
+    """Propose a plate, and show how far its tuning is.
+
+    Args:
+        place: of the campaign.
+        number: designs; a batch when ``None``.
+        aloud: whether to show anything; not while standard output is the plate.
+    """
+    from difftilt import lab
+
+    campaign = lab.Campaign.open(place)
+    proposer = campaign.proposer()
+    if not aloud or not isinstance(proposer, Adaptive):
+        return campaign.propose(number, proposer=proposer)
+    with Progress(campaign.settings.tuning.updates) as progress:
+        proposer.told = progress
+        return campaign.propose(number, proposer=proposer)
+
+
+DROPPED = {"constraints": "that broke a constraint", "avoided": "to be avoided"}
+"""Reasons for which the sampler's designs were not proposed."""
 
 
 def status_lines(status: Status) -> list[str]:
@@ -20,6 +46,10 @@ def status_lines(status: Status) -> list[str]:
     if status.best is not None:
         best = status.best
         rows.append(("best", f"{best.value:.4g}  {best.id}  {best.design}"))
+    lost = {reason: status.facts.get(f"dropped_{reason}", 0) for reason in DROPPED}
+    if any(lost.values()):
+        told = ", ".join(f"{number} {DROPPED[reason]}" for reason, number in lost.items() if number)
+        rows.append(("dropped", f"of {status.facts['drawn']:,} draws in round {status.rounds}: {told}"))
     return [f"{name:<9} {text}" for name, text in rows]
 
 

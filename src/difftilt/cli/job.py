@@ -10,9 +10,9 @@ import torch
 
 from difftilt import build
 from difftilt.algorithms.reward_backprop import RewardBackprop
-from difftilt.cli.fixing import hold
 from difftilt.cli.settings import JobSettings, Plan
 from difftilt.core.algorithm import Anchor
+from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, dataset, find

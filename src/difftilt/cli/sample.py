@@ -15,10 +15,10 @@ import tyro
 from difftilt import build
 from difftilt.algorithms.state import restore
 from difftilt.cli import flags
-from difftilt.cli.fixing import hold
 from difftilt.cli.job import check_fit, choose_device
 from difftilt.cli.kinds import Settings, plan_from
 from difftilt.cli.progress import say
+from difftilt.core.fixing import hold
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.reward import Reward
 from difftilt.core.trajectory import sample_states

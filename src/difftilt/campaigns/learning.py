@@ -1,0 +1,141 @@
+"""What a round learns: a surrogate of all that was measured, tempered by how past rounds turned out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difftilt.campaigns.history import FAILED, Design, History
+from difftilt.campaigns.settings import Picking
+from difftilt.core.codec import Codec
+from difftilt.data import read_designs
+from difftilt.errors import DataError
+from difftilt.surrogates.calibration import calibration, temper
+from difftilt.surrogates.ensemble import MANY, Ensemble
+from difftilt.surrogates.feasibility import Feasibility, Logistic
+from difftilt.surrogates.gaussian_process import GaussianProcess
+from difftilt.surrogates.linear import Linear
+from difftilt.surrogates.measurements import Forecast, Measurements
+from difftilt.surrogates.surrogate import Learner, Surrogate
+
+SPREAD = ("factor", "misfit", "noise")
+"""Facts of a round with which its predictions become intervals of measurements."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A fit, and what is to be remembered of it."""
+
+    surrogate: Surrogate
+    """Tempered."""
+    feasibility: Feasibility | None
+    """Where some design failed."""
+    facts: dict[str, Any]
+
+
+def learn(
+    history: History, codec: Codec, settings: Picking, rng: torch.Generator, *, bootstrap: bool = False
+) -> Learned | None:
+    """Fit a surrogate to what is measured.
+
+    Args:
+        history: replicates are rows of their own; failed designs are infeasible.
+        codec: reads designs.
+        settings: which surrogate; designs measured before the campaign.
+        rng: the only source of randomness.
+        bootstrap: an ensemble, whatever ``auto`` says.
+
+    Returns:
+        ``None`` where fewer than two different values are known.
+
+    Raises:
+        ConfigError: the surrogate's packages are not installed.
+        DataError: the file of earlier designs cannot be read.
+    """
+    data = measurements(history, settings)
+    known = data.value[data.feasible]
+    if not len(known) or (known == known[0]).all():
+        return None
+    surrogate = learner(settings, len(set(data.designs)), bootstrap=bootstrap).fit(codec, data, rng)
+    past = {entry.number: forecast_of(history, entry.number) for entry in history.rounds}
+    told = {n: each for n, each in past.items() if each is not None and not each.measured.isnan().all()}
+    factor = temper(surrogate.held_out, together(list(told.values())[-2:]) if told else None)
+    surrogate = surrogate.tempered(factor)
+    failed = not data.feasible.all()
+    return Learned(surrogate, Logistic().fit(codec, data) if failed else None, {
+        "rows": len(known),
+        "infeasible": int((~data.feasible).sum()),
+        "surrogate": type(surrogate).__name__,
+        **{name: getattr(surrogate, name) for name in SPREAD},
+        "held_out": numbers(surrogate.held_out, factor),
+        "last_round": None if not told else numbers(told[max(told)], history.rounds[max(told) - 1].facts["factor"]),
+    })  # fmt: skip
+
+
+def measurements(history: History, settings: Picking) -> Measurements:
+    """Everything measured: the file of earlier designs, then the campaign's; NaN where a design failed."""
+    designs, values = history.data()
+    failed = [design.design for design in history.in_state(FAILED)]
+    designs, values = designs + failed, torch.cat([values, torch.full((len(failed),), math.nan, dtype=torch.float64)])
+    if settings.start is not None:
+        table = read_designs(Path(settings.start))
+        scores = torch.as_tensor(table.scores, dtype=torch.float64)
+        if table.score_column is None or scores.isnan().all():
+            raise DataError(f"{settings.start}: expected designs with a score; got none; name the column 'score'")
+        told = ~scores.isnan()
+        earlier = [sequence for sequence, keep in zip(table.sequences, told.tolist(), strict=True) if keep]
+        designs, values = earlier + designs, torch.cat([scores[told], values])
+    return Measurements(designs, values)
+
+
+def learner(settings: Picking, designs: int, *, bootstrap: bool = False) -> Learner:
+    """The surrogate's settings, by name and number of designs."""
+    name = settings.surrogate
+    if name == "auto":
+        name = "ensemble" if bootstrap or designs > MANY else "gp"
+    kinds = {"gp": GaussianProcess(), "gp_both_strands": GaussianProcess(both_strands=True), "linear": Linear()}
+    return kinds.get(name, Ensemble())
+
+
+def forecast_of(history: History, number: int) -> Forecast | None:
+    """A round's predictions beside what came of them, NaN where nothing did; ``None`` where it predicted nothing."""
+    spread = spread_of(history, number)
+    designs = [design for design in history.designs if design.round == number and design.mean is not None]
+    if spread is None or not designs:
+        return None
+    mean, std = (_column([getattr(design, name) for design in designs]) for name in ("mean", "std"))
+    model = (std.square() + spread["misfit"] ** 2).sqrt() / spread["factor"]
+    replicates = _column([max(1, len(design.values)) for design in designs])
+    return Forecast(mean, model, spread["noise"] / replicates.sqrt(), _column([_measured(d) for d in designs]))
+
+
+def spread_of(history: History, number: int) -> dict[str, float] | None:
+    """What a round's facts say of its surrogate's spread."""
+    facts = history.rounds[number - 1].facts
+    return {name: float(facts[name]) for name in SPREAD} if all(name in facts for name in SPREAD) else None
+
+
+def together(parts: Sequence[Forecast]) -> Forecast:
+    """Forecasts of several rounds."""
+    columns = [field.name for field in dataclasses.fields(Forecast)]
+    return Forecast(*[torch.cat([getattr(part, name) for part in parts]) for name in columns])
+
+
+def numbers(forecast: Forecast, factor: float) -> dict[str, float | None]:
+    """Calibration as JSON: a number that is none is ``None``."""
+    found = dataclasses.asdict(calibration(forecast, factor=factor))
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def _column(values: Sequence[float | int | None]) -> torch.Tensor:
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+
+
+def _measured(design: Design) -> float:
+    return math.nan if design.value is None else design.value

@@ -1,0 +1,371 @@
+"""Strategies: campaigns on a problem small enough to know, repeated, crashed, constrained; each does what it says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from campaign_parts import FINISHED, check_laws, fork, killed_at_write, timeless, wait
+from difftilt.campaigns import candidates, online
+from difftilt.campaigns.acquisition import acquisition, conditioned, pick
+from difftilt.campaigns.adaptive import MODELS, Adaptive, Plan, load_model
+from difftilt.campaigns.campaign import Campaign
+from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.history import CampaignSettings, History
+from difftilt.campaigns.learning import forecast_of, learn, learner
+from difftilt.campaigns.online import Online, draw_paths, learn_from
+from difftilt.campaigns.settings import Constraints, Picking, Tuning
+from difftilt.campaigns.strategies import STRATEGIES, strategy
+from difftilt.campaigns.update import ALGORITHMS, algorithm_for
+from difftilt.core.policy import Policy
+from difftilt.core.trajectory import rollout
+from difftilt.errors import ConfigError, StateError
+from difftilt.problems.landscapes import corrected, random_pairwise
+from difftilt.problems.tilted import TiltedProblem
+from difftilt.surrogates.ensemble import Ensemble
+from difftilt.surrogates.gaussian_process import GaussianProcess
+
+QUICK = Tuning(alpha=0.5, beta=0.5, updates=3, paths=16, learning_rate=5e-3)
+LEARNED = [name for name in STRATEGIES if name not in ("random", "online-ppo")]
+OF_A_SURROGATE = ["seiko-ucb", "seiko-thompson", "greedy", "conservative", "non-adaptive", "guidance"]
+
+
+@pytest.fixture(scope="module")
+def problem() -> TiltedProblem:
+    """5 letters of ACGT: 1,024 designs, all of whose rewards are known."""
+    return random_pairwise(5, 4, alpha=0.5, target_kl=2.0, seed=4)
+
+
+@pytest.fixture(scope="module")
+def pretrained(problem: TiltedProblem) -> Policy:
+    return corrected(problem.pretrained, hidden=32)
+
+
+def begun(place: Path, name: str, **settings: Any) -> Campaign:
+    kept = {"tuning": QUICK, "batch": 12, "budget": 48, "picking": Picking(surrogate="linear"), **settings}
+    if name == "seiko-bootstrap":
+        kept["picking"] = Picking()
+    return Campaign.create(place, CampaignSettings(name="lab", task="none", strategy=name, **kept))
+
+
+def play(campaign: Campaign, policy: Policy, reward: Callable[[list[str]], Any], rounds: int) -> Campaign:
+    """Rounds of a campaign whose laboratory is ``reward``; the second well of each plate fails."""
+    for _ in range(rounds):
+        plate = propose(campaign, policy)
+        values = torch.as_tensor(reward([design.design for design in plate])).tolist()
+        rows = [{"id": d.id, "value": v} for d, v in zip(plate, values, strict=True)]
+        rows[1] = {"id": plate[1].id, "status": "failed: no growth"}
+        campaign.record(rows)
+    return campaign
+
+
+def propose(campaign: Campaign, policy: Policy) -> list:
+    return campaign.propose(proposer=strategy(campaign.settings.strategy)(policy, campaign.folder))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_plays_a_campaign_and_repeats_itself(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy, name: str
+) -> None:
+    runs = [play(begun(tmp_path / f"{i}", name), pretrained, problem.reward, 3) for i in range(2)]
+    for campaign in runs:
+        check_laws(campaign)
+    first, second = (campaign.history() for campaign in runs)
+    assert [(d.design, d.mean, d.std, d.reason, d.model) for d in first.designs] == [
+        (d.design, d.mean, d.std, d.reason, d.model) for d in second.designs
+    ]
+    if name in LEARNED:
+        last = first.rounds[-1].facts
+        assert last["rows"] == (11 if name == "non-adaptive" else 22)
+        assert last["held_out"]["rows"] > 0
+        assert all(d.mean is not None and d.std is not None and d.std >= 0 for d in first.designs if d.round > 1)
+        assert "predicted" in first.designs[-1].reason
+        assert "measured" in first.designs[-1].reason
+        assert last["oracle_calls"] == 24
+
+
+def test_a_killed_round_repeats_itself_to_the_same_numbers(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    """Killed at each of the first writes of round 2, its model's folder included."""
+
+    def without_seconds(history: History) -> list:
+        told = [{k: v for k, v in r.facts.items() if not k.startswith("seconds")} for r in history.rounds]
+        return [timeless(history)[1], [r.model for r in history.rounds], told]
+
+    whole = play(begun(tmp_path / "whole", "greedy"), pretrained, problem.reward, 1)
+    propose(whole, pretrained)
+    expected = without_seconds(whole.history())
+    for number in (1, 2, 3, 5):
+        place = tmp_path / f"killed-{number}"
+        play(begun(place, "greedy"), pretrained, problem.reward, 1)
+        assert killed_at_write(lambda place=place: propose(Campaign.open(place), pretrained), number) != FINISHED
+        assert wait(fork(lambda place=place: propose(Campaign.open(place), pretrained))) == FINISHED
+        assert without_seconds(Campaign.open(place).history()) == expected
+
+
+def test_a_round_starts_from_the_policy_of_the_round_before(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    """With steps too small to move, the next policy is that of the round before, and its facts say so."""
+    still = Tuning(alpha=0.5, beta=0.5, updates=2, paths=16, learning_rate=1e-7)
+    moving = Tuning(alpha=0.5, beta=0.5, updates=10, paths=32, learning_rate=2e-2)
+    campaign = play(begun(tmp_path / "a", "greedy", tuning=moving), pretrained, problem.reward, 2)
+    history = campaign.history()
+    first = load_model(campaign.folder, history.rounds[1].model)
+    held = CampaignSettings(**{**vars(history.settings), "tuning": still})
+    again = History(held, history.rounds, history.designs, history.imports)
+    proposal = Adaptive(pretrained, campaign.folder, Plan("mean"))(again, 6, torch.Generator().manual_seed(0))
+    second = load_model(campaign.folder, proposal.model)
+    chain = problem.chain
+    moved = chain.path_kl(first, problem.pretrained).item()
+    assert moved > 1e-3
+    assert chain.path_kl(second, first).item() < 1e-6
+    assert proposal.facts["kl_to_last"] < 1e-6
+    assert proposal.facts["kl_to_pretrained"] == pytest.approx(moved, rel=0.5)
+
+
+def test_strategies_that_look_at_no_policy_before_start_from_p_pre(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    for name in ("conservative", "non-adaptive"):
+        facts = play(begun(tmp_path / name, name), pretrained, problem.reward, 2).history().rounds[1].facts
+        assert facts["beta"] == 0
+        assert facts["kl_to_last"] == pytest.approx(facts["kl_to_pretrained"])
+
+
+def test_non_adaptive_learns_and_tunes_once(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
+    history = play(begun(tmp_path / "a", "non-adaptive"), pretrained, problem.reward, 4).history()
+    assert len({entry.model for entry in history.rounds[1:]}) == 1
+    assert "surrogate_calls" in history.rounds[1].facts
+    assert "surrogate_calls" not in history.rounds[2].facts
+    assert [entry.facts["rows"] for entry in history.rounds[1:]] == [11, 11, 11]
+    greedy = play(begun(tmp_path / "b", "greedy"), pretrained, problem.reward, 4).history()
+    assert len({entry.model for entry in greedy.rounds}) == 4, "twin: one that adapts has a model for each round"
+
+
+def test_surrogate_calls_and_oracle_calls_are_counted_apart(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    paid: list[str] = []
+
+    def laboratory(designs: list[str]) -> Any:
+        paid.extend(designs)
+        return problem.reward(designs)
+
+    history = play(begun(tmp_path / "a", "seiko-ucb"), pretrained, laboratory, 3).history()
+    assert [entry.facts.get("oracle_calls") for entry in history.rounds] == [None, 12, 24]
+    assert len(paid) == history.spent == 36
+    assert 16 < history.rounds[1].facts["surrogate_calls"] <= 3 * 16
+
+
+def test_constraints_hold_in_every_plate_of_every_strategy(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    avoid = tmp_path / "avoid.csv"
+    avoid.write_text("sequence\n" + "\n".join(f"{a}ACGT" for a in "ACGT") + "\n")
+    limits = Constraints(fix=("1:G",), forbid=("AA", "CG"), gc_max=0.8, avoid=str(avoid))
+    for name in STRATEGIES:
+        campaign = play(begun(tmp_path / name, name, constraints=limits), pretrained, problem.reward, 2)
+        for design in campaign.history().designs:
+            assert design.design[0] == "G"
+            assert "AA" not in design.design
+            assert "CG" not in design.design
+            assert sum(letter in "GC" for letter in design.design) <= 4
+            assert design.design != "GACGT"
+        assert campaign.status().facts["dropped_constraints"] == 0, "one letter a step: nothing is filtered"
+
+
+def test_a_tuned_plate_is_better_than_a_random_one(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
+    """24 designs chosen after 48 measurements, against the law that they were drawn from at first."""
+    tuning = Tuning(alpha=0.5, beta=0.5, updates=20, paths=64, learning_rate=5e-3)
+    settings = {"batch": 24, "budget": 96, "tuning": tuning}
+    chosen = play(begun(tmp_path / "a", "greedy", **settings), pretrained, problem.reward, 3).history()
+    picked = torch.as_tensor(problem.reward([d.design for d in chosen.designs if d.round == 3]))
+    spread = (problem.pretrained_law @ problem.table.square() - (problem.pretrained_law @ problem.table) ** 2).sqrt()
+    assert picked.mean() - problem.pretrained_law @ problem.table > 0.7 * spread
+
+
+def history_of(problem: TiltedProblem, pretrained: Policy, place: Path, rounds: int = 2) -> History:
+    return play(begun(place, "seiko-ucb"), pretrained, problem.reward, rounds).history()
+
+
+def test_the_forecast_of_a_round_is_what_the_surrogate_said(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    history = history_of(problem, pretrained, tmp_path / "a", 3)
+    assert forecast_of(history, 1) is None
+    said, facts = forecast_of(history, 2), history.rounds[1].facts
+    designs = [design for design in history.designs if design.round == 2]
+    assert said is not None
+    assert said.mean.tolist() == [design.mean for design in designs]
+    assert said.measured.isnan().tolist() == [design.value is None for design in designs]
+    interval = (facts["factor"] * said.model).square() + said.noise.square()
+    wanted = [design.std**2 + facts["misfit"] ** 2 + facts["noise"] ** 2 for design in designs]
+    assert interval.tolist() == pytest.approx(wanted)
+    assert history.rounds[2].facts["last_round"]["rows"] == 11
+    assert history.rounds[1].facts["last_round"] is None
+
+
+def test_the_bonus_given_picks_is_the_posterior_after_measuring_them() -> None:
+    """Equation (2) one by one, against conditioning on both picks at once; no value enters."""
+    rng = torch.Generator().manual_seed(0)
+    covariance = torch.randn(6, 6, generator=rng, dtype=torch.float64)
+    covariance = covariance @ covariance.T
+    noise, now = 0.3, covariance
+    for j in (4, 1):
+        now = conditioned(now, j, noise)
+    seen = [4, 1]
+    gain = torch.linalg.inv(covariance[seen][:, seen] + noise * torch.eye(2, dtype=torch.float64))
+    assert torch.allclose(now, covariance - covariance[:, seen] @ gain @ covariance[seen])
+
+
+@pytest.mark.parametrize("rule", ["greedy", "as_drawn"])
+def test_picks_follow_their_rule(tmp_path: Path, problem: TiltedProblem, pretrained: Policy, rule: str) -> None:
+    history = history_of(problem, pretrained, tmp_path / "a")
+    pool = problem.pretrained.codec.decode(problem.chain.designs[::7])
+    settings = Picking(rule=rule, surrogate="linear", c=2.0, apart=2)
+    learned = learn(history, pretrained.codec, settings, torch.Generator())
+    assert learned is not None
+    found = pick("ucb", pool, learned, 8, settings, torch.Generator(), temperature=1.0)
+    chosen = [pool[i] for i in found.index.tolist()]
+    mean, std = learned.surrogate.predict(pool)
+    assert torch.allclose(found.mean, mean[found.index])
+    assert torch.allclose(found.std, std[found.index])
+    if rule == "as_drawn":
+        assert chosen[0] == pool[0]
+        assert found.index.tolist() == sorted(found.index.tolist())
+    else:
+        assert learned.feasibility is not None
+        value = acquisition("ucb", learned, torch.Generator(), c=2.0, temperature=1.0)(pool)
+        assert int(value.argmax()) == found.index[0]
+        assert (found.given[1:] < found.std[1:]).all()
+    apart = [sum(a != b for a, b in zip(x, y, strict=True)) for x, y in itertools.combinations(chosen, 2)]
+    assert min(apart) >= 2
+
+
+def test_thompson_picks_differ_and_the_mean_picks_do_not(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    history = history_of(problem, pretrained, tmp_path / "a")
+    pool, settings = problem.pretrained.codec.decode(problem.chain.designs[::5]), Picking(surrogate="linear")
+    learned = learn(history, pretrained.codec, settings, torch.Generator())
+    assert learned is not None
+
+    def picks(name: str, seed: int) -> list[int]:
+        rng = torch.Generator().manual_seed(seed)
+        return pick(name, pool, learned, 5, settings, rng, temperature=1.0).index.tolist()
+
+    assert picks("mean", 0) == picks("mean", 1)
+    assert picks("thompson", 0) == picks("thompson", 0) != picks("thompson", 1)
+
+
+def test_lower_bounds_prefer_what_is_known(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
+    history = history_of(problem, pretrained, tmp_path / "a")
+    pool, settings = problem.pretrained.codec.decode(problem.chain.designs), Picking(surrogate="linear", c=3.0)
+    learned = learn(history, pretrained.codec, settings, torch.Generator())
+    assert learned is not None
+    std = {name: pick(name, pool, learned, 20, settings, torch.Generator(), temperature=1.0).std.mean() for name in
+           ("lcb", "mean", "ucb")}  # fmt: skip
+    assert std["lcb"] < std["mean"] < std["ucb"]
+
+
+def test_ppo_learns_from_the_kept_paths_of_the_measured_plate(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    """The update raises the exact J; with the sign of the values flipped it does not."""
+    tuning = Tuning(alpha=0.5, learning_rate=2e-3)
+    rng = torch.Generator().manual_seed(0)
+    rules = Rules(Constraints(), pretrained)
+    sieve, states = draw_paths(pretrained, 300, rules, frozenset(), rng)
+    names = list(sieve.designs)
+    assert problem.pretrained.codec.decode(states[-1]) == names
+    start = problem.objective(pretrained)
+
+    def after(sign: float) -> torch.Tensor:
+        values = sign * torch.as_tensor(problem.reward(names))
+        history = measured(names, values.tolist(), tmp_path / str(sign), tuning)
+        tuned, rows = learn_from(states, pretrained, pretrained, history, torch.Generator().manual_seed(1))
+        assert rows == 300
+        return problem.objective(tuned)
+
+    assert after(1.0) > start + 0.02
+    assert after(-1.0) < start
+
+
+def measured(names: list[str], values: list[float], place: Path, tuning: Tuning) -> History:
+    """A campaign in which these designs were proposed and measured."""
+    from difftilt.campaigns.proposer import Candidate, Proposal
+
+    campaign = begun(place, "online-ppo", budget=len(names), batch=len(names), tuning=tuning)
+    plate = campaign.propose(proposer=lambda *_: Proposal([Candidate(name) for name in names], "some"))
+    campaign.record([{"id": d.id, "value": v} for d, v in zip(plate, values, strict=True)])
+    return campaign.history()
+
+
+def test_designs_measured_before_the_campaign_are_learned_from_and_cost_nothing(
+    tmp_path: Path, problem: TiltedProblem, pretrained: Policy
+) -> None:
+    names = problem.pretrained.codec.decode(problem.chain.designs[::20])
+    lines = [f"{name},{value:.6f}" for name, value in zip(names, torch.as_tensor(problem.reward(names)), strict=True)]
+    file = tmp_path / "before.csv"
+    file.write_text("\n".join(["sequence,score", *lines]))
+    campaign = begun(tmp_path / "a", "conservative", picking=Picking(surrogate="linear", start=str(file)))
+    plate = propose(campaign, pretrained)
+    assert campaign.history().rounds[0].facts["rows"] == len(names)
+    assert campaign.history().rounds[0].model != "p_pre"
+    assert campaign.status().spent == len(plate) == 12
+
+
+def test_the_surrogate_is_chosen_by_name_or_by_number() -> None:
+    assert isinstance(learner(Picking(), 500), GaussianProcess)
+    assert isinstance(learner(Picking(), 3000), Ensemble)
+    assert isinstance(learner(Picking(), 500, bootstrap=True), Ensemble)
+    assert learner(Picking(surrogate="gp_both_strands"), 9) == GaussianProcess(both_strands=True)
+    for wrong in ({"surrogate": "gpp"}, {"rule": "best"}, {"c": -1.0}, {"pool": 0}):
+        with pytest.raises(ConfigError, match="expected"):
+            Picking(**wrong)
+    for wrong in ({"alpha": 0.0}, {"beta": -1.0}, {"kl_budget": 0.0}, {"updates": 1}):
+        with pytest.raises(ConfigError, match="expected"):
+            Tuning(**wrong)
+
+
+def test_the_algorithm_follows_the_process_or_its_name(pretrained: Policy) -> None:
+    from difftilt.problems.library import entry
+
+    assert type(algorithm_for(pretrained, QUICK)).__name__ == "TrajectoryBalance"
+    gaussian = entry("linear-gaussian").make().pretrained
+    assert type(algorithm_for(gaussian, QUICK)).__name__ == "RewardBackprop"
+    for name, kind in ALGORITHMS.items():
+        assert type(algorithm_for(pretrained, Tuning(algorithm=name))) is kind
+    with pytest.raises(ConfigError, match="algorithm of campaigns"):
+        algorithm_for(pretrained, Tuning(algorithm="trajectory"))
+
+
+def test_a_policy_that_makes_nothing_new_is_said_so(
+    tmp_path: Path, pretrained: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (candidates, online):
+        monkeypatch.setattr(module, "TRIES", 3)
+    limits = Constraints(parent="ACGTA", mutations=0)
+    for name in ("random", "online-ppo"):
+        campaign = begun(tmp_path / name, name, constraints=limits)
+        assert [design.design for design in propose(campaign, pretrained)] == ["ACGTA"]
+        with pytest.raises(StateError, match="expected new designs"):
+            propose(campaign, pretrained)
+
+
+def test_kept_paths_are_those_of_the_plate(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
+    campaign = begun(tmp_path / "a", "online-ppo")
+    plate = campaign.propose(proposer=Online(pretrained, campaign.folder))
+    from safetensors.torch import load_file
+
+    states = load_file(campaign.folder / MODELS / plate[0].model / "paths.safetensors")["states"]
+    assert states.shape[0] == pretrained.steps + 1
+    assert pretrained.codec.decode(states[-1]) == [design.design for design in plate]
+    assert (rollout(pretrained, 3, torch.Generator()).states[0] == states[0, :3]).all()

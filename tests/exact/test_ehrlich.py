@@ -88,7 +88,7 @@ def test_factors_take_the_values_of_the_quantisation(function: Ehrlich) -> None:
 
 
 def test_fewer_letters_than_a_level_asks_for_count_nothing() -> None:
-    """q = 2 and k = 4: one letter is none, three are two."""
+    """With q = 2 and k = 4 one letter is none, and three are two."""
     function = Ehrlich(SIZES["coarse"])
     other = next(i for i in range(20) if i not in function.motifs)
     motif, spacing = function.motifs[0], function.spacings[0]
@@ -122,7 +122,7 @@ def test_banned_transitions_are_so_many_never_to_itself_and_leave_every_letter_w
 
 
 def test_samples_are_feasible_and_follow_the_transitions() -> None:
-    """H0: neighbours follow ``A``. Hoeffding, n the visits of a letter, 1e-10 for each of 1,024 entries; twin: rows rolled."""
+    """H0: neighbours follow ``A``. Hoeffding, n visits of a letter, 1e-10 for each of 1,024 entries; twin: rows moved."""
     function = Ehrlich(SIZES["standard"])
     tokens = function.sample(4000, torch.Generator().manual_seed(1))
     assert function.feasible(tokens).all()

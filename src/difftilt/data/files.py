@@ -15,8 +15,7 @@ from difftilt.errors import ConfigError, DataError
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark, gzip-compressed if its name ends in ``.gz``, the one
-    file in it if in ``.zip``.
+    """The text of a UTF-8 file, with or without a byte order mark; ``.gz`` and ``.zip`` (of one file) are unpacked.
 
     Raises:
         DataError: it is missing, a folder, unreadable, empty, cut short, or not UTF-8 (the line is named).

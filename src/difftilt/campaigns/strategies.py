@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from difftilt.campaigns.batch_bo import PooledBO
+from difftilt.campaigns.genetic import Genetic
 from difftilt.campaigns.proposer import Proposer
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.core.policy import Policy
 from difftilt.errors import nearest
 
-STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {"random": RandomPicks}
+STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {
+    "random": RandomPicks,
+    "genetic": Genetic,
+    "batch-bo": PooledBO,
+}
 
 
 def strategy(name: str) -> Callable[[Policy, Path], Proposer]:

@@ -122,7 +122,7 @@ def test_banned_transitions_are_so_many_never_to_itself_and_leave_every_letter_w
 
 
 def test_samples_are_feasible_and_follow_the_transitions() -> None:
-    """H0: neighbours follow ``A``. Hoeffding, n visits of a letter, 1e-10 for each of 1,024 entries; twin: rows moved."""
+    """H0: neighbours follow ``A``. Hoeffding, n visits of a letter, 1e-10 for each of 1,024 pairs; twin: moved rows."""
     function = Ehrlich(SIZES["standard"])
     tokens = function.sample(4000, torch.Generator().manual_seed(1))
     assert function.feasible(tokens).all()

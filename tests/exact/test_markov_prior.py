@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def homogeneous(tokens: torch.Tensor) -> torch.Tensor:
     first, step = torch.full((LETTERS,), 0.5), torch.full((LETTERS, LETTERS), 0.5)
     for row in tokens.tolist():
         first[row[0]] += 1
-        for a, b in zip(row, row[1:], strict=False):
+        for a, b in itertools.pairwise(row):
             step[a, b] += 1
     first, step = first.double() / first.sum(), step.double() / step.double().sum(1, keepdim=True)
     law = first[EVERY[:, 0]]

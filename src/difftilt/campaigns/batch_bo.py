@@ -5,7 +5,8 @@ posterior over the pool, ``S`` joint draws :math:`f_s` are made, and the plate `
 another, BoTorch's ``qUpperConfidenceBound``,
 
 .. math::
-    qUCB(X) = \frac1S \sum_s \max_{x \in X} \Big( \bar f(x) + \sqrt{\beta \pi / 2}\; |f_s(x) - \bar f(x)| \Big) \qquad (1)
+    qUCB(X) = \frac1S \sum_s \max_{x \in X} \Big( \bar f(x) + \sqrt{\beta \pi / 2}\; |f_s(x) - \bar f(x)| \Big)
+    \qquad (1)
 
 with :math:`\bar f` the mean over draws. Greedy choice is within :math:`1 - 1/e` of the best plate, as (1) is submodular
 in ``X``. All steps share the draws, so one joint posterior serves the whole plate. Before there are two different
@@ -60,8 +61,8 @@ class BatchBO:
     def __post_init__(self) -> None:
         if self.beta < 0 or min(self.drawn, self.mutants, self.parents) < 1 or self.draws < 2 or self.mutations <= 0:
             raise ConfigError(
-                "expected beta 0 or more, drawn, mutants and parents 1 or more, draws 2 or more, mutations above 0; got "
-                "others; correct them"
+                "expected beta 0 or more, drawn, mutants and parents 1 or more, draws 2 or more, mutations above 0; "
+                "got others; correct them"
             )
 
 

@@ -128,7 +128,7 @@ def search(
 def recombine(
     first: Int[Tensor, "B L"], second: Int[Tensor, "B L"], rate: float, rng: torch.Generator
 ) -> Int[Tensor, "B L"]:
-    """One child of each pair: letters of the first, from each crossing (before a letter, but the first) of the other."""
+    """One child of each pair: letters of the first, and after each crossing those of the other parent."""
     cross = torch.rand(first.shape, generator=rng) < rate
     cross[:, 0] = False
     return first.where(cross.cumsum(1) % 2 == 0, second)

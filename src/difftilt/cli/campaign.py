@@ -18,6 +18,7 @@ from difftilt.campaigns.results import ResultsError
 from difftilt.campaigns.store import FILE
 from difftilt.campaigns.strategies import strategy
 from difftilt.cli import flags
+from difftilt.cli.campaign_simulate import SUMMARY, simulate
 from difftilt.cli.campaign_told import event_lines, status_lines
 from difftilt.cli.progress import say
 from difftilt.errors import ConfigError, DataError, StateError, nearest
@@ -48,7 +49,7 @@ class NewFlags:
     task: str = ""
     """Required. What designs are: a task of `difftilt list`, a model folder or a Hub repository."""
     strategy: str = "random"
-    """Who proposes: random."""
+    """Who proposes: random, genetic or batch-bo."""
     batch: int = 96
     """Designs of a plate."""
     budget: int = 480
@@ -221,6 +222,7 @@ ACTIONS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "history": (history, "show what happened, in order"),
     "export": (export, "write everything known as one table"),
     "withdraw": (withdraw, "take pending designs back into the budget"),
+    "simulate": (simulate, SUMMARY),
 }
 
 

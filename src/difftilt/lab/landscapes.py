@@ -96,7 +96,7 @@ def _of_models(name: str, *, alpha: float) -> Landscape:
 
 
 MAKERS: dict[str, Callable[[], Landscape]] = {
-    **{name: functools.partial(measured, name, worse_half, alpha=0.05, both_strands=True) for name in (*BINDING,)},
+    **{name: functools.partial(measured, name, worse_half, alpha=0.05, both_strands=True) for name in BINDING},
     "gb1": functools.partial(measured, "gb1", lambda score: (score > 0.01) & (score <= 1), alpha=0.5),
     "splicing": functools.partial(measured, "splicing", worse_half, alpha=0.2),
     **{name: functools.partial(ehrlich, name, settings) for name, settings in EHRLICH.items()},
@@ -115,6 +115,13 @@ def names_of(name: str) -> tuple[str, ...]:
     if any(one not in MAKERS for one in wanted):
         raise nearest(name, [*ALIASES, *GROUPS, *MAKERS], what="landscape")
     return wanted
+
+
+def unit_of(name: str) -> str:
+    """What the reward of a landscape is, for axes."""
+    if name in EHRLICH:
+        return "Ehrlich function"
+    return {"gb1": "fitness (wild type = 1)", "splicing": "log10 % spliced in"}.get(name) or build.task(name).score_name
 
 
 @functools.lru_cache(maxsize=2)

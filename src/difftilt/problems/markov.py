@@ -2,10 +2,10 @@ r"""Pretrained laws that are Markov chains over positions, fitted in closed form
 
 .. math::
     p(x) &= \hat p(x^1) \prod_{i=1}^{L-1} \hat p_i(x^{i+1} \mid x^i), \qquad
-    \hat p_i(b \mid a) = \frac{n_i(a, b) + \tfrac12}{n_i(a) + \tfrac12 V}                                     \qquad (1) \\
-    \pi^i(a \mid x_t) &= p(x^i = a \mid \text{letters shown}) \propto m_i(a)\, w_i(a)                        \qquad (2) \\
+    \hat p_i(b \mid a) = \frac{n_i(a, b) + \tfrac12}{n_i(a) + \tfrac12 V}                                  \qquad (1) \\
+    \pi^i(a \mid x_t) &= p(x^i = a \mid \text{letters shown}) \propto m_i(a)\, w_i(a)                      \qquad (2) \\
     m_{i+1} &= \hat p_i^\top e_i,\; e_i = \text{letter shown, else } m_i, \qquad
-    w_i = \hat p_i\, e'_{i+1},\; e'_i = \text{letter shown, else } w_i                                         \qquad (3)
+    w_i = \hat p_i\, e'_{i+1},\; e'_i = \text{letter shown, else } w_i                                        \qquad (3)
 
 :math:`n_i(a, b)` counts designs in which ``b`` follows ``a`` at position ``i``. Half a count each leaves every design,
 also those with pairs that were never seen, a positive probability: how natural a design is falls with each rare step

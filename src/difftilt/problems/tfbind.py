@@ -5,10 +5,11 @@ to each,
 
 .. math:: p_{pre}(x) = \hat p(x^1) \prod_{i=1}^{L-1} \hat p_i(x^{i+1} \mid x^i)                             \qquad (1)
 
-run one token per step, so that the chain's own law is (1) exactly (:mod:`~difftilt.problems.markov`). The scores are as rough as measurements are: at alpha 0.1 a correction network of 256 hidden units that was
-*told* the optimum removed 86 % of :math:`KL(p_{pre} \| p^*)` (SIX6, 2,000 updates of 512 states), while free
-parameters for each design learn nothing of designs not yet drawn (90 % after 500 updates of 1,024 with REINFORCE).
-The tables over windows share what they learn and contain the tilted law, so that what a method misses is its own.
+run one token per step, so that the chain's own law is (1) exactly (:mod:`~difftilt.problems.markov`). The scores are
+as rough as measurements are: at alpha 0.1 a correction network of 256 hidden units that was *told* the optimum removed
+86 % of :math:`KL(p_{pre} \| p^*)` (SIX6, 2,000 updates of 512 states), while free parameters for each design learn
+nothing of designs not yet drawn (90 % after 500 updates of 1,024 with REINFORCE). The tables over windows share what
+they learn and contain the tilted law, so that what a method misses is its own.
 
 Nothing here reads a file: the scores are an argument.
 

@@ -3,9 +3,9 @@ r"""What a simulated campaign searches: p_pre, an oracle without noise, and, whe
 A law ``p`` of designs, some of them infeasible (NaN), is judged by what it does on the feasible ones, ``F``:
 
 .. math::
-    J_\alpha(p) &= E_p[r \mid F] - \alpha\, KL(p(\cdot \mid F) \| p_{pre})                                   \qquad (1) \\
+    J_\alpha(p) &= E_p[r \mid F] - \alpha\, KL(p(\cdot \mid F) \| p_{pre})                                 \qquad (1) \\
     \text{regret}(p) &= \frac{\alpha \log Z - J_\alpha(p)}{\alpha \log Z - J_\alpha(p_{pre})}, \qquad
-    Z = \sum_{x \in F} p_{pre}(x)\, e^{r(x) / \alpha}                                                      \qquad (2)
+    Z = \sum_{x \in F} p_{pre}(x)\, e^{r(x) / \alpha}                                                    \qquad (2)
 
 0 is the tilted law and 1 is p_pre; a law that got worse than p_pre is above 1. The numerator is
 :math:`\alpha\, KL(p(\cdot \mid F) \| p^*)`.
@@ -39,7 +39,7 @@ class Judged:
     feasible: float
     """:math:`P_p(F)`."""
     kl: float
-    r""":math:`KL(p(\\cdot | F) \\| p_{pre})`, nats; sampled: that of the paths, of feasible and other designs alike."""
+    r""":math:`KL(p(\cdot | F) \| p_{pre})`, nats; sampled: that of the paths, of feasible and other designs alike."""
     objective: float
     """Equation (1), reward units."""
     regret: float | None = None
@@ -75,7 +75,7 @@ class Landscape:
 
     @cached_property
     def best_value(self) -> float:
-        """:math:`\\alpha \\log Z`, the largest (1), reward units."""
+        r""":math:`\alpha \log Z`, the largest (1), reward units."""
         assert self.table is not None
         tilted = self.log_pre + (self.table / self.alpha).nan_to_num(nan=-math.inf)
         return self.alpha * tilted.logsumexp(0).item()

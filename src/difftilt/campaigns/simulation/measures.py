@@ -49,7 +49,7 @@ class Row:
     kl: float | None
     """KL to p_pre after the round, nats."""
     objective: float | None
-    r""":math:`J_\\alpha` after the round, reward units."""
+    r""":math:`J_\alpha` after the round, reward units."""
     regret: float | None
     """Of :math:`J_\\alpha`: 1 is p_pre, 0 the tilted law; where designs can be listed."""
     spearman: float | None

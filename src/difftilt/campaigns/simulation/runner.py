@@ -1,12 +1,13 @@
 """One simulated campaign: plates from a strategy, values from a landscape, noise from a stream of its own.
 
 The campaign is a real one, in a folder of its own. Whatever step it was killed at, it goes on from there to the same
-designs and values: round i proposes from the campaign's own stream, and its noise is drawn from a stream of the seed and
-i alone. After the last round one design more is proposed and never measured, so that what was learned from all results
-is judged too.
+designs and values: round i proposes from the campaign's own stream, and its noise is drawn from a stream of the seed
+and i alone. After the last round one design more is proposed and never measured, so that what was learned from all
+results is judged too.
 
-The policy of a round, whose law is judged, is found by the name that the strategy gave its model: ``p_pre``, or a folder
-in ``models`` of the campaign. A strategy without either (``genetic``, ``batch-bo``) is judged by its designs alone.
+The policy of a round, whose law is judged, is found by the name that the strategy gave its model: ``p_pre``, or a
+folder in ``models`` of the campaign. A strategy without either (``genetic``, ``batch-bo``) is judged by its designs
+alone.
 """
 
 from __future__ import annotations

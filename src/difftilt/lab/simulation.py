@@ -58,7 +58,7 @@ def simulate(
     try:
         study.run_all(study.jobs_of(wanted, who, seeds, own, folder), work, jobs, told)
     finally:
-        written = study.write(folder, own, {name: unit_of(name) for name in wanted})
+        written = study.write(folder, own, unit_of)
     return written
 
 

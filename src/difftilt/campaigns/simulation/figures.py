@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ PANELS = {
     "infeasible": "infeasible share of the round",
     "coverage_90": "90 % intervals: share within",
 }
-SHARES = ("regret", "infeasible", "coverage_90")
-"""Panels without a unit."""
+WITHOUT_UNIT = {"regret": "share of p_pre's", "infeasible": "share", "coverage_90": "share"}
+"""Labels of the axes of panels that are not in units of the reward."""
 
 
 def look_of(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -34,6 +33,8 @@ def look_of(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def draw_task(rows: Sequence[Row], batch: int, unit: str, stem: Path) -> list[Path]:
     """A panel for each number over measurements; lines are means over seeds, bands their 95 % intervals.
+
+    Axes span what was seen; with few seeds bands may run out of the frame.
 
     Args:
         rows: of one task.
@@ -54,8 +55,11 @@ def draw_task(rows: Sequence[Row], batch: int, unit: str, stem: Path) -> list[Pa
             _line(axes, [row for row in rows if row.strategy == strategy], name, batch, strategy, colour, style)
         axes.set_title(PANELS[name], fontsize=10)
         axes.set_xlabel("measurements")
-        axes.set_ylabel("share" if name in SHARES else unit)
+        axes.set_ylabel(WITHOUT_UNIT.get(name, unit))
         axes.grid(alpha=0.3)
+        seen = [value for row in rows if (value := getattr(row, name)) is not None]
+        margin = 0.06 * (max(seen) - min(seen)) or 0.05
+        axes.set_ylim(min(seen) - margin, max(seen) + margin)
         if name == "coverage_90":
             axes.axhline(0.9, color="0.4", linewidth=0.8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -98,12 +102,11 @@ def _line(axes: Any, rows: Sequence[Row], name: str, batch: int, label: str, col
         mean = mean_of(values)
         if mean is None or mean.n < seeds:
             continue
-        half = mean.half if mean.half is not None else 0.0
-        ends = (min(values), max(values)) if name == "best" else (-float("inf"), float("inf"))
+        half = 0.0 if mean.half is None else mean.half
         x.append(number * batch)
-        middle.append(statistics.fmean(values))
-        low.append(max(mean.mean - half, ends[0] if seeds > 1 else mean.mean))
-        high.append(min(mean.mean + half, ends[1] if seeds > 1 else mean.mean))
+        middle.append(mean.mean)
+        low.append(mean.mean - half)
+        high.append(mean.mean + half)
     axes.plot(x, middle, style, color=colour, label=label, linewidth=1.6, marker="o", markersize=2.5)
     axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,13 +134,13 @@ def finished(output: Path) -> list[Row]:
     return sorted(found, key=lambda row: (row.task, row.strategy, row.seed, row.round))
 
 
-def write(output: Path, settings: Simulated, units: Mapping[str, str]) -> list[Path]:
+def write(output: Path, settings: Simulated, unit_of: Callable[[str], str]) -> list[Path]:
     """Tables and figures of what is finished.
 
     Args:
         output: folder of the study.
         settings: what the campaigns share.
-        units: of the reward, by task.
+        unit_of: the unit of a task's reward.
     """
     rows = finished(output)
     if not rows:
@@ -155,7 +155,7 @@ def write(output: Path, settings: Simulated, units: Mapping[str, str]) -> list[P
     drawn = draw_ranks(rows, output / "ranks")
     for task in unique(rows, lambda row: row.task):
         own = [row for row in rows if row.task == task]
-        drawn += draw_task(own, settings.batch, units.get(task, "reward"), output / slug(task))
+        drawn += draw_task(own, settings.batch, unit_of(task), output / slug(task))
     return [output / "summary.md", *drawn]
 
 

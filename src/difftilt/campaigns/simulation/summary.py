@@ -38,8 +38,9 @@ class Mean:
     """Half the width of (1); ``None`` of one value."""
     n: int
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
+    def text(self, digits: int = 3) -> str:
+        """With its interval, so many decimals."""
+        return f"{self.mean:.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
 
 
 def mean_of(values: Iterable[float | None]) -> Mean | None:
@@ -100,8 +101,9 @@ COLUMNS = {
     "coverage_90": "90 % coverage",
     "seconds": "s a round",
 }
-"""Of the table; the last round's, but for the last three of these and infeasibility: means over rounds."""
+"""Of the table."""
 OVER_ROUNDS = ("infeasible", "diversity", "coverage_90", "seconds")
+"""Of these the mean over rounds; of the others the last round's."""
 
 
 def final_means(rows: Sequence[Row], task: str, strategy: str) -> dict[str, Mean | None]:
@@ -126,7 +128,7 @@ def markdown(rows: Sequence[Row]) -> str:
     if any(by_what.values()):
         names = list(dict.fromkeys(name for found in by_what.values() for name in found))
         head = [f"mean rank by {COLUMNS[name]}" for name in BETTER]
-        lines = [[name, *(str(found.get(name, "")) for found in by_what.values())] for name in names]
+        lines = [[name, *(_cell(found.get(name), "rank") for found in by_what.values())] for name in names]
         tasks = max(mean.n for found in by_what.values() for mean in found.values())
         parts.append(f"## Over {tasks} task{'s' if tasks > 1 else ''}\n\n" + _table(["strategy", *head], lines))
     for task in unique(rows, lambda row: row.task):
@@ -135,9 +137,13 @@ def markdown(rows: Sequence[Row]) -> str:
             for name in unique((row for row in rows if row.task == task), lambda row: row.strategy)
         }
         shown = [column for column in COLUMNS if any(found[column] is not None for found in means.values())]
-        lines = [[name, *("" if found[c] is None else str(found[c]) for c in shown)] for name, found in means.items()]
+        lines = [[name, *(_cell(found[column], column) for column in shown)] for name, found in means.items()]
         parts.append(f"## {task}\n\n" + _table(["strategy", *(COLUMNS[column] for column in shown)], lines))
     return "\n".join(parts)
+
+
+def _cell(mean: Mean | None, column: str) -> str:
+    return "" if mean is None else mean.text({"rank": 2, "top_share": 5}.get(column, 3))
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:

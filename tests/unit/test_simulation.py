@@ -193,11 +193,8 @@ def test_the_smallest_regret_is_first_and_strategies_without_one_are_left_out() 
 
 def test_a_study_keeps_what_is_finished_and_goes_on_without_what_failed(tmp_path: Path) -> None:
     jobs = study.jobs_of(["x/y", "z"], ["a", "b"], 2, SMALL, tmp_path)
-    assert [(job.task, job.seed, job.strategy) for job in jobs[:3]] == [
-        ("x/y", 0, "a"),
-        ("x/y", 0, "b"),
-        ("x/y", 1, "a"),
-    ]
+    order = [("x/y", 0, "a"), ("x/y", 0, "b"), ("x/y", 1, "a")]
+    assert [(job.task, job.seed, job.strategy) for job in jobs[:3]] == order
     assert jobs[0].folder == tmp_path / "x-y" / "a" / "seed-0"
     done, said = [], []
 

@@ -55,7 +55,7 @@ def test_a_plate_is_new_distinct_repeatable_and_better_than_what_it_learned_from
     assert plate == MAKERS[name]()(history, 12, generator())
     assert designs != [pick.design for pick in MAKERS[name]()(history, 12, generator(1)).candidates]
     value = [design.count("G") / 6 for design in designs]
-    assert sum(value) / 12 > 0.45 > 0.25 + 0.1, "p_pre draws 0.25"
+    assert sum(value) / 12 > 0.4, "p_pre draws 0.25"
     assert all(abs(pick.mean - v) < 0.25 and pick.std >= 0 for pick, v in zip(plate.candidates, value, strict=True))
     assert plate.model == name
 
@@ -65,7 +65,8 @@ def test_without_two_values_a_plate_is_drawn_from_p_pre(name: str) -> None:
     for history in (known(0), known(1), known(0, failed=9)):
         plate = MAKERS[name]()(history, 5, generator())
         assert len(plate.candidates) == 5
-        assert plate.model == "p_pre"
+        assert plate.model == name
+        assert {pick.reason for pick in plate.candidates} == {"drawn from p_pre"}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -152,7 +153,7 @@ class Counting:
 def test_rollouts_go_on_while_the_mean_does_not_fall_and_end_with_the_queries() -> None:
     surrogate, settings = Counting(), AdaLead(queries=10)
     parents = CODEC.encode(["GGAAAA", "AAGGAA"])
-    found = search(parents, surrogate, CODEC, 20, settings, generator(), frozenset())
+    found = search(parents, surrogate.predict, CODEC, 20, settings, generator(), frozenset())
     assert 200 <= surrogate.asked < 200 + 20
     assert found.keys() == set(itertools.chain(*surrogate.rounds))
     children, *steps = surrogate.rounds[:3]
@@ -160,7 +161,7 @@ def test_rollouts_go_on_while_the_mean_does_not_fall_and_end_with_the_queries() 
     assert len(steps[0]) == 20
     fell = [a.count("G") > b.count("G") for a, b in zip(children, steps[0], strict=True)]
     assert len(steps[1]) == 20 - sum(fell) < 20
-    again = search(parents, Counting(), CODEC, 20, settings, generator(), frozenset(found))
+    again = search(parents, Counting().predict, CODEC, 20, settings, generator(), frozenset(found))
     assert not again.keys() & found.keys()
 
 
@@ -204,11 +205,8 @@ def test_the_value_of_a_plate_is_botorchs() -> None:
     draws = some_draws()
     for plate in ([3], [0, 5], [1, 2, 7]):
         theirs = qUpperConfidenceBound(model, beta=2.0)
-        theirs.get_posterior_samples = None
-        sample = theirs._sample_forward(draws[:, None, plate])  # samples x batch x q
-        assert sample.max(-1).values.mean().item() == pytest.approx(
-            ucb_by_hand(draws[:, plate], [*range(len(plate))], 2.0)
-        )
+        value = theirs._sample_forward(draws[:, None, plate]).max(-1).values.mean().item()  # samples x batch x q
+        assert value == pytest.approx(ucb_by_hand(draws, plate, 2.0))
 
 
 def test_plates_are_greedy_and_within_the_bound_of_the_best() -> None:
@@ -228,8 +226,7 @@ def test_a_twin_is_not_picked_and_beta_0_is_the_mean() -> None:
     """Of two designs that are one to the posterior, the second adds nothing."""
     draws = some_draws()
     doubled = torch.cat([draws, draws[:, :1] + 5, draws[:, :1] + 5], dim=1)
-    first, second = greedy_ucb(doubled, 2, beta=0.5).tolist()
-    assert first == 8
+    assert greedy_ucb(doubled, 2, beta=0.5)[0] == 8
     assert ucb_by_hand(doubled, [8, 9], 0.5) == ucb_by_hand(doubled, [8], 0.5)
     assert greedy_ucb(draws, 1, beta=0.0).item() == draws.mean(0).argmax().item()
 

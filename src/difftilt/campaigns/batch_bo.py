@@ -10,7 +10,7 @@ another, BoTorch's ``qUpperConfidenceBound``,
 
 with :math:`\bar f` the mean over draws. Greedy choice is within :math:`1 - 1/e` of the best plate, as (1) is submodular
 in ``X``. All steps share the draws, so one joint posterior serves the whole plate. Before there are two different
-values designs are drawn from p_pre. Failed designs teach it nothing.
+values, and where the pool is too small, p_pre draws designs. Failed designs teach it nothing.
 
 References:
     Wilson et al. 2017 (the reparametrised bound), https://arxiv.org/abs/1712.00424.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from difftilt.campaigns.genetic import letters_of, mutate
+from difftilt.campaigns.genetic import letters_of, mutate, plate
 from difftilt.campaigns.history import History
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.campaigns.random_picks import RandomPicks
@@ -37,6 +37,9 @@ from difftilt.surrogates.gaussian_process import GaussianProcess
 from difftilt.surrogates.measurements import Measurements, readable
 from difftilt.surrogates.surrogate import Learner
 from difftilt.types import Float, Int, Tensor
+
+MODEL = "batch-bo"
+"""What its rounds name as their model: there is no policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +84,14 @@ class PooledBO:
         self.first = RandomPicks(policy, folder)
 
     def __call__(self, history: History, n: int, rng: torch.Generator) -> Proposal:
-        """Propose designs; fewer than ``n`` only where the pool is smaller."""
+        """Propose designs; fewer than ``n`` only where p_pre makes no others."""
         designs, value = history.data()
         if len(set(value.tolist())) < 2:
-            return self.first(history, n, rng)
+            return plate([], self.first, history, n, rng, MODEL)
         surrogate = self.settings.learner.fit(self.codec, Measurements(designs, value), rng)
         pool = self._pool(self.codec.encode(designs), value, history.known, rng)
         if not pool:
-            return self.first(history, n, rng)
+            return plate([], self.first, history, n, rng, MODEL)
         with torch.no_grad():
             mean, covariance = surrogate.joint(readable(self.codec, pool))
         chosen = greedy_ucb(draw_joint(mean, covariance, self.settings.draws, rng), n, beta=self.settings.beta)
@@ -97,7 +100,7 @@ class PooledBO:
             Candidate(pool[i], mean[i].item(), std[i].item(), f"no. {number} of the plate by qUCB")
             for number, i in enumerate(chosen.tolist(), start=1)
         ]
-        return Proposal(candidates, "batch-bo", {"pool": len(pool)})
+        return plate(candidates, self.first, history, n, rng, MODEL, {"pool": len(pool)})
 
     @torch.no_grad()
     def _pool(

@@ -7,7 +7,8 @@ A round's parents are the measured designs near the best, by value :math:`y`:
 Until the surrogate was asked ``v n`` times: parents are recombined in random pairs (after each letter the strands cross
 with probability ``r``), and from each child a *rollout* mutates its letters, each with probability :math:`\mu / L`,
 again and again while the surrogate's mean does not fall below the child's. Whatever was visited is a candidate; the
-``n`` with the highest mean are proposed. Before there are two different values designs are drawn from p_pre.
+``n`` with the highest mean are proposed. Before there are two different values, and where
+mutation finds too few new designs, p_pre draws them.
 
 Differs from the paper in: the surrogate (a Gaussian process; any learner can be given), and (1) for a negative
 :math:`y_{\max}`, which the paper's :math:`(1 - \kappa) y_{\max}` would leave without parents. Failed designs are no
@@ -19,21 +20,26 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from difftilt.campaigns.history import History
-from difftilt.campaigns.proposer import Candidate, Proposal
+from difftilt.campaigns.proposer import Candidate, Proposal, Proposer
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.surrogates.gaussian_process import GaussianProcess
 from difftilt.surrogates.measurements import Measurements
-from difftilt.surrogates.surrogate import Learner, Surrogate
+from difftilt.surrogates.surrogate import Learner, Prediction
 from difftilt.types import Float, Int, Tensor
+
+MODEL = "genetic"
+"""What its rounds name as their model: there is no policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +81,41 @@ class Genetic:
 
     @torch.no_grad()
     def __call__(self, history: History, n: int, rng: torch.Generator) -> Proposal:
-        """Propose designs; fewer than ``n`` only where mutation finds no others."""
+        """Propose designs; fewer than ``n`` only where p_pre makes no others."""
         designs, value = history.data()
         if len(set(value.tolist())) < 2:
-            return self.first(history, n, rng)
+            return plate([], self.first, history, n, rng, MODEL)
         with torch.enable_grad():
             surrogate = self.settings.learner.fit(self.codec, Measurements(designs, value), rng)
         tokens = self.codec.encode(designs)
         tokens = tokens[value >= value.max() - self.settings.threshold * value.max().abs()]
-        found = search(tokens, surrogate, self.codec, n, self.settings, rng, history.known)
+        found = search(tokens, surrogate.predict, self.codec, n, self.settings, rng, history.known)
         picks = sorted(found.items(), key=lambda item: -item[1][0])[:n]
         candidates = [Candidate(design, mean, std, "bred from the best") for design, (mean, std) in picks]
-        if not candidates:
-            return self.first(history, n, rng)
-        return Proposal(candidates, "genetic", {"parents": len(tokens), "candidates": len(found)})
+        facts = {"parents": len(tokens), "candidates": len(found)}
+        return plate(candidates, self.first, history, n, rng, MODEL, facts)
+
+
+def plate(
+    candidates: list[Candidate],
+    first: Proposer,
+    history: History,
+    n: int,
+    rng: torch.Generator,
+    model: str,
+    facts: Mapping[str, Any] | None = None,
+) -> Proposal:
+    """A whole plate: what was found, and for the places that are left designs of p_pre."""
+    if len(candidates) < n:
+        there = {pick.design for pick in candidates}
+        others = [pick for pick in first(history, n, rng).candidates if pick.design not in there]
+        candidates = [*candidates, *others[: n - len(candidates)]]
+    return Proposal(candidates, model, facts or {})
 
 
 def search(
     parents: Int[Tensor, "P L"],
-    surrogate: Surrogate,
+    predict: Callable[[list[str]], Prediction],
     codec: TokenCodec,
     n: int,
     settings: AdaLead,
@@ -106,7 +128,7 @@ def search(
 
     def ask(tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         designs = codec.decode(tokens)
-        mean, std = surrogate.predict(designs)
+        mean, std = predict(designs)
         for design, *row in zip(designs, mean.tolist(), std.tolist(), strict=True):
             if design not in known:
                 found[design] = row[0], row[1]

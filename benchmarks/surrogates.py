@@ -29,7 +29,8 @@ from difftilt.core.codec import TokenCodec
 from difftilt.core.registry import construct
 from difftilt.core.stats import spearman
 from difftilt.data import load, random_split
-from difftilt.problems.tfbind import LETTERS, markov_law
+from difftilt.problems.markov import markov_law
+from difftilt.problems.tfbind import LETTERS
 from difftilt.surrogates.calibration import calibration, temper
 from difftilt.surrogates.ensemble import Ensemble
 from difftilt.surrogates.gaussian_process import GaussianProcess

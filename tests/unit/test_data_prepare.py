@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import threading
+import zipfile
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +16,7 @@ import pytest
 
 import difftilt.data as data
 from difftilt.data import registry
-from difftilt.data.sets import tfbind8, utr_mrl, yeast_promoter
+from difftilt.data.sets import gb1, tfbind8, utr_mrl, yeast_promoter
 from difftilt.data.writers import csv_text
 from difftilt.errors import ConfigError, DataError
 
@@ -81,7 +83,19 @@ def _publish(folder: Path, name: str, texts: list[str]) -> None:
     for origin, text in zip(data.dataset(name).origins, texts, strict=True):
         path = folder / origin.repository / origin.commit / origin.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(_packed(text, path.suffix))
+
+
+def _packed(text: str, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(text.encode())
+    if suffix != ".zip":
+        return text.encode()
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("four_mutations_full_data.csv", text)
+        archive.writestr("__MACOSX/._four_mutations_full_data.csv", "finder")
+    return whole.getvalue()
 
 
 def _shipped(name: str) -> tuple[data.Table, str]:
@@ -139,6 +153,31 @@ def test_tidy_gives_the_utr_rows_we_have():
     assert csv_text(columns).splitlines()[4] in lines
 
 
+def _gb1_origin(table: data.Table) -> str:
+    """In another order, and with columns that are not taken."""
+    names = ("n_mutations", "count_input", "count_selected", "score", "flip_keep")
+    splits = [table.column(f"flip_{name}") for name in gb1.SPLITS]
+    rows = zip(table.sequences, *(table.column(name).tolist() for name in names), *splits, strict=True)
+    lines = [
+        f"{v},{hd:g},{a:g},{b:g},{fitness!r},{'WHOLE' + v},{bool(keep)},{','.join(x or 'train' for x in parts)}\n"
+        for v, hd, a, b, fitness, keep, *parts in rows
+    ]
+    header = f"Variants,HD,Count input,Count selected,Fitness,sequence,keep,{','.join(gb1.SPLITS)}\n"
+    return header + "".join(reversed(lines))
+
+
+def _splicing_origins(table: data.Table) -> list[str]:
+    texts = []
+    for suffix in ("", "_replicate"):
+        names = (f"total_count{suffix}", f"included_count{suffix}", f"score{suffix}", "split")
+        rows = zip(*(table.column(name).tolist() for name in names), table.sequences, strict=True)
+        texts.append("set,tot_ct,ex_ct,y,x\n" + "".join(
+            f"{part},{total:g},{included:g},{score!r},{site}\n"
+            for total, included, score, part, site in rows if score == score
+        ))  # fmt: skip
+    return texts
+
+
 def test_tidy_writes_out_both_strands_of_an_8_mer_and_a_palindrome_once():
     columns = tfbind8.tidy([ARX])
     assert tuple(columns) == data.dataset("tfbind8").columns
@@ -166,14 +205,17 @@ def test_tidy_keeps_whole_inserts_and_the_first_value_in_a_medium():
     assert set(rows[1:]) <= set(text.splitlines())
 
 
-@pytest.mark.parametrize("name", ["utr-mrl", "tfbind8/ARX_REF_R1", "yeast-promoter"])
+@pytest.mark.parametrize("name", ["utr-mrl", "tfbind8/ARX_REF_R1", "yeast-promoter", "gb1", "splicing"])
 def test_an_outsider_gets_what_we_have(name, mirror, tmp_path):
     folder, base = mirror
     table, text = _shipped(name)
-    if name == "yeast-promoter":
-        texts = _yeast_origin(table)
-    else:
-        texts = [_utr_origin(table) if name == "utr-mrl" else _tfbind8_origin(table)]
+    texts = {
+        "utr-mrl": lambda: [_utr_origin(table)],
+        "tfbind8/ARX_REF_R1": lambda: [_tfbind8_origin(table)],
+        "yeast-promoter": lambda: _yeast_origin(table),
+        "gb1": lambda: [_gb1_origin(table)],
+        "splicing": lambda: _splicing_origins(table),
+    }[name]()
     _publish(folder, name, texts)
     path = data.prepare(name, origin=base, root=tmp_path / "root")
     assert path == tmp_path / "root" / data.dataset(name).file

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from difftilt.campaigns.adaptive import Adaptive, Plan
+from difftilt.campaigns.batch_bo import PooledBO
+from difftilt.campaigns.genetic import Genetic
 from difftilt.campaigns.guided import Guided
 from difftilt.campaigns.online import Online
 from difftilt.campaigns.proposer import Proposer
@@ -28,6 +30,8 @@ STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {
     "non-adaptive": partial(Adaptive, plan=Plan("mean", from_last=False, once=True)),
     "guidance": Guided,
     "online-ppo": Online,
+    "genetic": Genetic,
+    "batch-bo": PooledBO,
 }
 
 

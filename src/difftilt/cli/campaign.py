@@ -20,6 +20,7 @@ from difftilt.campaigns.settings import Constraints, Picking, Tuning
 from difftilt.campaigns.store import FILE
 from difftilt.campaigns.strategies import strategy
 from difftilt.cli import flags
+from difftilt.cli.campaign_simulate import SUMMARY, simulate
 from difftilt.cli.campaign_told import event_lines, propose_aloud, status_lines
 from difftilt.cli.progress import say
 from difftilt.errors import ConfigError, DataError, StateError, nearest
@@ -226,6 +227,7 @@ ACTIONS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "history": (history, "show what happened, in order"),
     "export": (export, "write everything known as one table"),
     "withdraw": (withdraw, "take pending designs back into the budget"),
+    "simulate": (simulate, SUMMARY),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import os
+import zipfile
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from difftilt.errors import ConfigError, DataError
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark, gzip-compressed if its name ends in ``.gz``.
+    """The text of a UTF-8 file, with or without a byte order mark; ``.gz`` and ``.zip`` (of one file) are unpacked.
 
     Raises:
         DataError: it is missing, a folder, unreadable, empty, cut short, or not UTF-8 (the line is named).
@@ -25,6 +26,8 @@ def read_text(path: Path) -> str:
             data = gzip.decompress(data)
         except (gzip.BadGzipFile, EOFError, zlib.error):
             raise DataError(f"{path}: expected a whole gzip file; got a damaged or cut one; copy it again") from None
+    if path.suffix == ".zip":
+        data = _only_member(path)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}: expected UTF-8 text; got UTF-16; save it again as UTF-8 (in Excel: 'CSV UTF-8')")
     try:
@@ -39,6 +42,17 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise DataError(f"{path}: expected designs; got an empty file; check how it was written")
     return text
+
+
+def _only_member(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+            if len(names) != 1:
+                raise DataError(f"{path}: expected one file in it; got {len(names)}; unpack it")
+            return archive.read(names[0])
+    except zipfile.BadZipFile:
+        raise DataError(f"{path}: expected a whole zip file; got a damaged or cut one; copy it again") from None
 
 
 def read_bytes(path: Path) -> bytes:

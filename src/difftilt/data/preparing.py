@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from difftilt.errors import DataError
 
 from .files import read_bytes, read_text, replacing
@@ -59,7 +61,10 @@ def prepare(name: str, *, origin: str | None = None, root: str | PathLike[str] |
                 raise
     base = origin if origin is not None else os.environ.get(MIRROR) or GITHUB
     with tempfile.TemporaryDirectory() as folder:
-        texts = [_download(source, base, Path(folder) / str(i)) for i, source in enumerate(record.origins)]
+        texts = [
+            _download(source, base, Path(folder) / f"{i}{Path(source.path).suffix}")
+            for i, source in enumerate(record.origins)
+        ]
     try:
         columns = record.tidy(texts)
     except (ValueError, KeyError, TypeError) as error:
@@ -97,11 +102,12 @@ def _faults(record: DataSet, table: Table) -> Iterator[str]:
         got = f"{sorted(lengths)[:5]} of {''.join(sorted(letters))}"
         yield f"expected {record.length} letters of {record.alphabet}; got {got}"
     low, high = record.score_range
-    if not ((table.scores >= low) & (table.scores <= high)).all():
+    scored = table.scores[~np.isnan(table.scores)]
+    if not ((scored >= low) & (scored <= high)).all() or len(table) - len(scored) != record.without_score:
         yield f"expected scores from {low} to {high}; got others, or missing ones"
     mean, tolerance = record.mean_score
-    if abs(table.scores.mean() - mean) > tolerance:
-        yield f"expected a mean score within {tolerance} of {mean}; got {table.scores.mean()}"
+    if abs(scored.mean() - mean) > tolerance:
+        yield f"expected a mean score within {tolerance} of {mean}; got {scored.mean()}"
     known = {(s, round(float(v), 5)) for s, v in zip(table.sequences, table.scores, strict=True)}
     for design, score in record.landmarks.items():
         if (design, round(score, 5)) not in known:

@@ -58,6 +58,7 @@ class DataSet:
         alphabet: the letters of a design.
         score_range: lowest and highest possible ``score``.
         mean_score: mean of ``score``, and the tolerance that the accepted row counts leave it.
+        without_score: rows that have none.
         landmarks: some designs and their ``score``, which must be there.
         origins: public files the tidy file is made from.
         tidy: pure; texts of ``origins`` in their order -> columns.
@@ -82,6 +83,7 @@ class DataSet:
     licence: str
     citation: str
     landmarks: Mapping[str, float] = field(default_factory=dict)
+    without_score: int = 0
 
 
 def pick(header: Sequence[str], *names: str) -> str:

@@ -81,6 +81,11 @@ class JointDenoiser(nn.Module):
         index = (x_t @ self.strides)[:, None, None] + (letters - x_t[..., None]) * self.strides[:, None]
         return self.log_mass()[index]
 
+    def law(self) -> Float[Tensor, "*V"]:
+        """:math:`p_w` of (1): what one token per step samples. Gradient flows to the tables."""
+        log_law = self.log_law + self.tilt()
+        return log_law.flatten().softmax(0).view_as(log_law)
+
     def log_mass(self) -> Float[Tensor, " S"]:
         """Log of the sum of :math:`p e^{f_w}` over the designs that agree with each partial state, nats."""
         log_law = self.log_law + self.tilt()

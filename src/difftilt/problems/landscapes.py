@@ -92,12 +92,7 @@ class CorrectedDenoiser(nn.Module):
         super().__init__()
         self.hidden = hidden
         self.table = TabularDenoiser(vocabulary, length)
-        last = nn.Linear(hidden, length * vocabulary)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(
-            nn.Linear(length * (vocabulary + 1), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
-        )
+        self.network = silent_network(vocabulary, length, hidden)
 
     def requires_grad_(self, requires_grad: bool = True) -> CorrectedDenoiser:
         """Switch the network's gradients; the table stays frozen."""
@@ -114,6 +109,16 @@ class CorrectedDenoiser(nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {**self.table.config(), "hidden": self.hidden}
+
+
+def silent_network(vocabulary: int, length: int, hidden: int) -> nn.Sequential:
+    """From flattened one-hot letters, the mask included, to logits of every position: 0 until it is trained."""
+    last = nn.Linear(hidden, length * vocabulary)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(length * (vocabulary + 1), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
+    )
 
 
 def corrected(policy: Policy, *, hidden: int = 256, seed: int = 0) -> Policy:

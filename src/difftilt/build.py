@@ -28,7 +28,8 @@ from difftilt.domains import dna, rna
 from difftilt.domains.pretraining import FEWEST
 from difftilt.domains.task import MASKED, Task, prior_folder, split_task
 from difftilt.errors import ConfigError, DataError, nearest
-from difftilt.networks.external import external_policy, kind_of, load_external
+from difftilt.networks.external import external_policy, load_external
+from difftilt.networks.stored import kind_of
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rewards.function import load_function
 from difftilt.rewards.table import TableReward

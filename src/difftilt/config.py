@@ -61,11 +61,16 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str = "sett
     for key, value in values.items():
         if key not in fields:
             raise nearest(key, fields, what=f"setting in {where}")
-        arguments[key] = _convert(hints[key], value, f"{where}.{key}")
+        arguments[key] = convert(hints[key], value, f"{where}.{key}")
     return kind(**arguments)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint`` has it, for the setting ``where``.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_mapping(hint, value, where=where)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -80,4 +85,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(origin, type) and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
             return value
     expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    expected = expected.replace("NoneType", "None")
     raise ConfigError(f"expected {expected} for {where}; got {value!r}; correct it")

@@ -426,5 +426,5 @@ def test_a_checkpoint_of_other_shapes_names_the_tensor_and_pickles_are_not_read(
     with pytest.raises(StateError, match="safetensors"):
         dt.load(str(tmp_path), scheduler=diffusers.DDPMScheduler())
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "Nothing"}))
-    with pytest.raises(StateError):
+    with pytest.raises(UnsupportedError, match=r"UNet2DModel, .*got Nothing"):
         dt.load(str(tmp_path), scheduler=diffusers.DDPMScheduler())

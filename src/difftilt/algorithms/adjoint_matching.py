@@ -37,7 +37,7 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions, first_row
 from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy, counting_passes
-from difftilt.core.reward import DifferentiableReward, Reward, Scores, under
+from difftilt.core.reward import DifferentiableReward, Reward, Scores, score_relaxed, under
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.errors import UnsupportedError
 from difftilt.types import Condition, Float, Int, Tensor
@@ -153,7 +153,7 @@ class AdjointMatching(PathSettings):
             path = rollout(state.policy, self.batch, rng, references=state.references, cond=cond)
         state.x_0 = path.x_0
         x_0 = path.x_0.detach().requires_grad_(True)
-        value = reward.on_probabilities(state.policy.codec.readable(x_0))
+        value = score_relaxed(reward, state.policy.codec.readable(x_0))
         lost = int((~value.isfinite()).sum())
         if lost:
             raise UnsupportedError(

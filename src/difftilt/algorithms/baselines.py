@@ -79,13 +79,22 @@ class BaselineState(GreedyState):
         return {**super().state_dict(), "baseline": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: it is of other conditions, or another baseline.
+        """
+        own = state["baseline"]
+        if own["mean"].shape != self.mean.shape:
+            raise ValueError(f"means of {len(own['mean'])} conditions, not {len(self.mean)}")
+        if ("value" in own) != (self.value is not None):
+            raise ValueError(f"{'a' if 'value' in own else 'no'} value network")
         super().load_state_dict(state)
-        self.mean.copy_(state["baseline"]["mean"])
-        self.variance.copy_(state["baseline"]["variance"])
+        self.mean.copy_(own["mean"])
+        self.variance.copy_(own["variance"])
         if self.value is not None:
-            self.value.load_state_dict(state["baseline"]["value"])
-            self.value_optimiser.load_state_dict(state["baseline"]["value_optimiser"])
+            self.value.load_state_dict(own["value"])
+            self.value_optimiser.load_state_dict(own["value_optimiser"])
 
 
 @dataclass(frozen=True, kw_only=True)

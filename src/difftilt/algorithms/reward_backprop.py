@@ -53,7 +53,7 @@ from difftilt.algorithms.state import GreedyState, TunedState, check_settings
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions, repeated
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, under
+from difftilt.core.reward import DifferentiableReward, Reward, score_relaxed, under
 from difftilt.core.schedule import anneal
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.types import Float, Int, Tensor
@@ -177,7 +177,7 @@ class RewardBackprop:
             x_0, kl = torch.cat([x_0, again]), torch.cat([kl, spent], dim=1)
         early = bool((read < policy.steps).any())
         with torch.set_grad_enabled(not early):
-            value = final = reward.on_probabilities(policy.codec.readable(x_0)).to(kl)
+            value = final = score_relaxed(reward, policy.codec.readable(x_0)).to(kl)
         if early:
             value = PlugIn(policy, reward)(seen, policy.grid[read], cond).to(kl)
         lost = int((~value.isfinite()).sum())

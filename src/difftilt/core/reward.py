@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 
 from difftilt.core.codec import Codec
+from difftilt.errors import OracleError
 from difftilt.types import Bool, Condition, Float, Tensor
 
 
@@ -49,6 +50,22 @@ def under(reward: Reward | ConditionalReward, cond: Condition | None) -> Reward:
     if cond is not None and isinstance(reward, ConditionalReward):
         return reward.under(cond)
     return cast(Reward, reward)
+
+
+def score_relaxed(reward: DifferentiableReward, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
+    """Reward of relaxed designs. Gradient flows to ``p``.
+
+    Raises:
+        OracleError: not one number for each.
+    """
+    value = reward.on_probabilities(p)
+    if not isinstance(value, Tensor) or value.shape != p.shape[:1]:
+        came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise OracleError(
+            f"expected on_probabilities to return a tensor of {len(p)} numbers, one per design; got {came}; reduce "
+            "over all axes but the first"
+        )
+    return value
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from difftilt.core.conditions import rows_of
 from difftilt.core.gaussian_step import GaussianStep
 from difftilt.core.policy import Policy
 from difftilt.core.transition import Transition
+from difftilt.errors import ShapeError
 from difftilt.types import Bool, Condition, Float, Int, Tensor
 
 
@@ -144,7 +145,14 @@ def rollout(
 def sample_states(
     policy: Policy, n: int, rng: torch.Generator, *, batch: int = 256, cond: Condition | None = None
 ) -> Tensor:
-    """``n`` finished states, ``batch`` chains at a time, keeping nothing else."""
+    """``n`` finished states, ``batch`` chains at a time, keeping nothing else.
+
+    Raises:
+        ShapeError: not one row of each condition per chain.
+    """
+    for name, rows in (cond or {}).items():
+        if len(rows) != n:
+            raise ShapeError(f"expected {n} rows of the condition '{name}', one per design; got {len(rows)}; pass them")
     finished = []
     for start in range(0, n, batch):
         size = min(batch, n - start)

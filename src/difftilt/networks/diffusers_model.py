@@ -32,19 +32,28 @@ NEEDED = {
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def supported_model(name: str) -> str:
+    """``name``, of a class of :data:`INPUTS`.
+
+    Raises:
+        UnsupportedError: it is none of them; they are named.
+    """
+    if name not in INPUTS:
+        raise UnsupportedError(
+            f"expected a diffusers model of class {', '.join(INPUTS)}; got {name}; write a small module "
+            "forward(x_t, t, cond) around it and give difftilt.load that"
+        )
+    return name
+
+
 def class_name(model: object) -> str:
     """Name of a supported diffusers class.
 
     Raises:
         UnsupportedError: of another; those that are supported are named.
     """
-    for name in (base.__name__ for base in type(model).__mro__):
-        if name in INPUTS:
-            return name
-    raise UnsupportedError(
-        f"expected a diffusers model of class {', '.join(INPUTS)}; got {type(model).__name__}; write a small module "
-        "forward(x_t, t, cond) around it and give difftilt.load that"
-    )
+    names = [base.__name__ for base in type(model).__mro__]
+    return supported_model(next((name for name in names if name in INPUTS), names[0]))
 
 
 @register("denoiser", "diffusers")
@@ -116,8 +125,4 @@ class DiffusersDenoiser(nn.Module):
 
 def _made(name: str, config: dict[str, Any]) -> nn.Module:
     """A model with fresh weights, of a class that is supported."""
-    if name not in INPUTS:
-        raise UnsupportedError(
-            f"expected a diffusers model of class {', '.join(INPUTS)}; got '{name}'; is the file another library's?"
-        )
-    return getattr(importlib.import_module("diffusers"), name).from_config(config)
+    return getattr(importlib.import_module("diffusers"), supported_model(name)).from_config(config)

@@ -1,29 +1,27 @@
-"""Policies from other people's models: objects, local folders and Hub repositories, told apart by what they are.
-
-Weights are read from safetensors only: nothing is ever unpickled.
-"""
+"""Policies from other people's models, told apart by what they are; settings are checked against the model's kind."""
 
 from __future__ import annotations
 
 import inspect
-import json
+import types
+import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
+from difftilt.config import convert
 from difftilt.core.codec import Codec
-from difftilt.core.policy import CONFIG, Policy, unreadable
+from difftilt.core.policy import Policy
 from difftilt.core.process import Process
-from difftilt.errors import ConfigError, StateError, nearest
+from difftilt.errors import ConfigError, nearest
 from difftilt.networks.masked_lm import masked_lm_policy
 from difftilt.networks.pipeline import model_policy, pipeline_policy
+from difftilt.networks.stored import read_model
 from difftilt.types import Float, Tensor
 
-INDEX = "model_index.json"
+PLAIN = {int, float, str, types.NoneType}
+"""Types of settings that are checked here, by their annotation."""
 
 
 def module_policy(
@@ -59,44 +57,10 @@ def external_policy(model: Any, settings: dict[str, Any]) -> Policy:
     )
 
 
-def kind_of(name: str) -> str | None:
-    """What a folder or Hub repository holds: ``"pipeline"``, ``"model"``, ``"language"``; ``None`` if none of these."""
-    index, config = _file(name, INDEX), _file(name, CONFIG)
-    if index is not None:
-        return "pipeline"
-    try:
-        found = {} if config is None else json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise unreadable(name, error) from error
-    return "model" if "_class_name" in found else "language" if "architectures" in found else None
-
-
 def load_external(name: str, kind: str, settings: dict[str, Any]) -> Policy:
-    """A policy of a folder or Hub repository of one of the kinds of :func:`kind_of`.
-
-    Raises:
-        StateError: it cannot be read: files missing, not safetensors, or of other shapes than its config says.
-    """
-    try:
-        if kind == "pipeline":
-            from diffusers import DiffusionPipeline
-
-            model: Any = DiffusionPipeline.from_pretrained(name, use_safetensors=True)
-        elif kind == "model":
-            from diffusers import AutoModel
-
-            model = AutoModel.from_pretrained(name, use_safetensors=True)
-        else:
-            from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-            model = AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True)
-            settings = {"tokenizer": AutoTokenizer.from_pretrained(name), **settings}
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise StateError(
-            f"expected a {kind} with safetensors weights in '{name}'; got {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:400]}; correct the folder, or save it again with safe_serialization"
-        ) from error
-    return external_policy(model, settings)
+    """A policy of a folder or Hub repository of one of the kinds of :func:`~difftilt.networks.stored.kind_of`."""
+    model, own = read_model(name, kind)
+    return external_policy(model, {**own, **settings})
 
 
 def _with(make: Callable[..., Policy], model: Any, settings: dict[str, Any]) -> Policy:
@@ -110,17 +74,7 @@ def _with(make: Callable[..., Policy], model: Any, settings: dict[str, Any]) -> 
             f"expected {' and '.join(f'{name}=...' for name in missing)} with a {type(model).__name__}; got "
             f"{', '.join(settings) or 'nothing'}; pass it (docs/models.md has an example of each kind)"
         )
+    for name, hint in typing.get_type_hints(make).items():
+        if name in settings and set(typing.get_args(hint) or (hint,)) <= PLAIN:
+            settings = {**settings, name: convert(hint, settings[name], name)}
     return make(model, **settings)
-
-
-def _file(name: str, file: str) -> Path | None:
-    """A file of a folder, or of a Hub repository."""
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(name, file))
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise unreadable(name, error) from error

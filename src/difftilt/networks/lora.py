@@ -39,7 +39,7 @@ class Adapted(nn.Module):
         dropout: share of the adapters' inputs dropped in train mode. Tuning runs in eval mode, where it is off.
 
     Raises:
-        ConfigError: no layer has such a name, or the rank is not positive.
+        ConfigError: no layer has such a name, or a setting is out of its range.
     """
 
     def __init__(
@@ -53,8 +53,12 @@ class Adapted(nn.Module):
         super().__init__()
         from peft import LoraConfig, inject_adapter_in_model
 
-        if rank < 1:
-            raise ConfigError(f"expected a rank of at least 1; got {rank}; raise it")
+        if not isinstance(rank, int) or rank < 1:
+            raise ConfigError(f"expected a whole rank of at least 1; got {rank}; change it")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"expected a dropout of 0 to less than 1; got {dropout}; it is a share")
+        if isinstance(targets, str):
+            raise ConfigError(f"expected a list of names of layers; got '{targets}'; pass targets=['{targets}']")
         self.base = base if isinstance(base, nn.Module) else cast(nn.Module, construct("denoiser", base))
         self.rank, self.lora_alpha, self.dropout = rank, lora_alpha or rank, dropout
         model = self.model

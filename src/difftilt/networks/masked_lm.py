@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def masked_lm_policy(
         steps: steps ``K`` of the chain; ``length``, one letter a step, when not given.
 
     Raises:
-        ConfigError: a letter is not a token, or there is no mask token.
+        ConfigError: a letter is not a token, there is no mask token, or the model has fewer positions than letters.
         UnsupportedError: another kind of model.
     """
     if not type(model).__name__.endswith("ForMaskedLM"):
@@ -133,7 +134,21 @@ def masked_lm_policy(
     letters = [*(known[letter] for letter in alphabet), tokenizer.mask_token_id]
     denoiser = MaskedLM(model, letters, framed[:place], framed[place + 1 :])
     codec = TokenCodec(alphabet, length)
-    return Policy(denoiser, Masked(len(alphabet)), codec, (length,), steps=steps or length).to(model.device).eval()
+    most = _places(model) - len(denoiser.before) - len(denoiser.after)
+    if not 1 <= length <= most:
+        raise ConfigError(
+            f"expected a length of 1 to {most}, for which {type(model).__name__} has positions; got {length}; change it"
+        )
+    steps = length if steps is None else steps
+    return Policy(denoiser, Masked(len(alphabet)), codec, (length,), steps=steps).to(model.device).eval()
+
+
+def _places(model: nn.Module) -> float:
+    """Longest sequence that a model reads: rows of its table of positions, if it has one; they follow the padding's."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return math.inf
 
 
 def _made(name: str, config: dict[str, Any]) -> nn.Module:

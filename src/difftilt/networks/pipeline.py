@@ -19,33 +19,37 @@ from difftilt.core.process import Process
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.diffusers_scheduler import flow_from_diffusers, from_diffusers
+from difftilt.networks.fitting import (
+    PIPELINES,
+    WITH_PROMPTS,
+    latent_shape,
+    refuse_idle,
+    refuse_label,
+    supported_pipeline,
+    supported_scheduler,
+)
 from difftilt.networks.guided import NEGATIVE, Guided
 from difftilt.networks.latents import LatentCodec
 from difftilt.processes.flow import MEMORYLESS
 from difftilt.types import Condition, Float, Tensor
 
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
-WITH_PROMPTS = PIPELINES[3:]
-
 
 def chain(
-    scheduler: Any, steps: int, *, eta: float | None, level: float, sigma_min: float
+    scheduler: Any, steps: int, *, eta: float | None, level: float | None, sigma_min: float
 ) -> tuple[Process, Float[Tensor, " K1"], int, bool]:
     """The process and grid of a scheduler, and how its model is told the time.
 
     Raises:
-        UnsupportedError: a scheduler that is none of :data:`SCHEDULERS`.
+        UnsupportedError: a scheduler that is none of :data:`~difftilt.networks.fitting.SCHEDULERS`.
+        ConfigError: a setting that says nothing to this one.
     """
-    name, config = type(scheduler).__name__, dict(scheduler.config)
+    name = supported_scheduler(type(scheduler).__name__)
+    refuse_idle(name, eta=eta, level=level)
+    config = dict(scheduler.config)
     if name == "FlowMatchEulerDiscreteScheduler":
-        flow, grid = flow_from_diffusers(config, steps, level=level, sigma_min=sigma_min)
+        noise = MEMORYLESS if level is None else level
+        flow, grid = flow_from_diffusers(config, steps, level=noise, sigma_min=sigma_min)
         return flow, grid, config.get("num_train_timesteps", 1000), True
-    if name not in SCHEDULERS:
-        raise UnsupportedError(
-            f"expected a scheduler {', '.join(SCHEDULERS)}; got {name}; if it is of the DDPM family, take "
-            "DDIMScheduler.from_config(pipeline.scheduler.config)"
-        )
     kernel = "ddpm" if name == "DDPMScheduler" else "ddim"
     noise = 1.0 if eta is None else eta
     gaussian, grid = from_diffusers(config, steps, kernel=kernel, eta=noise, sigma_min=sigma_min)
@@ -59,7 +63,7 @@ def model_policy(
     scheduler: Any,
     steps: int = 50,
     eta: float | None = None,
-    level: float = MEMORYLESS,
+    level: float | None = None,
     sigma_min: float = 0.0,
     label: int | None = None,
     precision: str | None = None,
@@ -70,10 +74,11 @@ def model_policy(
 
     Args:
         model: a supported model (:data:`~difftilt.networks.diffusers_model.INPUTS`).
-        scheduler: a scheduler object; see :data:`SCHEDULERS`.
+        scheduler: a scheduler object; see :data:`~difftilt.networks.fitting.SCHEDULERS`.
         steps: steps ``K``.
         eta: share of DDIM's noise; 1 when not given, where tuning reaches the tilted law (diffusers' own default is 0).
-        level: noise of flow matching, see :class:`~difftilt.processes.flow.Flow`; 0 is the scheduler's own ODE.
+        level: noise of flow matching, see :class:`~difftilt.processes.flow.Flow`; 0 is the scheduler's own ODE, the
+            square root of 2 (memoryless) when not given.
         sigma_min: floor under the std of every step: tuning needs one where the last step has no noise.
         label: class that designs are made for where no condition is given.
         precision: ``"bfloat16"`` or ``"float16"`` to run the model under autocast.
@@ -81,11 +86,13 @@ def model_policy(
         event_shape: shape of a state; the model's sample size when not given.
 
     Raises:
+        ConfigError: a setting that says nothing to this model or scheduler, or that it cannot follow.
         UnsupportedError: a model or scheduler that is not supported; those that are, are named.
     """
     process, grid, timesteps, continuous = chain(scheduler, steps, eta=eta, level=level, sigma_min=sigma_min)
     denoiser: Any = DiffusersDenoiser(model, timesteps, continuous=continuous, precision=precision)
     if label is not None:
+        refuse_label(model, label)
         denoiser = Guided(denoiser, default={"label": torch.tensor([label])})
     shape = event_shape or _state_shape(model)
     policy = Policy(denoiser, process, codec or ImageCodec(), shape, grid=grid)
@@ -102,13 +109,13 @@ def _state_shape(model: Any) -> tuple[int, ...]:
 def pipeline_policy(
     pipeline: Any,
     *,
-    prompt: str = "",
-    negative_prompt: str = "",
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
     label: int | None = None,
     guidance_scale: float | None = None,
     steps: int = 50,
     eta: float | None = None,
-    level: float = MEMORYLESS,
+    level: float | None = None,
     sigma_min: float = 0.0,
     height: int | None = None,
     width: int | None = None,
@@ -117,11 +124,12 @@ def pipeline_policy(
     """A policy from a pipeline of diffusers. Its networks are used as they are, not copied.
 
     Args:
-        pipeline: one of :data:`PIPELINES`.
-        prompt: what images are made for where no condition is given; others: :func:`prompts`.
-        negative_prompt: what guidance leads away from.
+        pipeline: one of :data:`~difftilt.networks.fitting.PIPELINES`.
+        prompt: what images are made for where no condition is given, the empty one when not given; others:
+            :func:`prompts`.
+        negative_prompt: what guidance leads away from; the empty prompt when not given.
         label: likewise, of a class-conditional pipeline.
-        guidance_scale: ``w`` of classifier-free guidance, 1 or less for none; the pipeline's usual one when not given
+        guidance_scale: ``w`` of classifier-free guidance, 0 to 1 for none; the pipeline's usual one when not given
             (7.5; 7 for Stable Diffusion 3; 4 for DiT).
         steps: see :func:`model_policy`, like the next three and ``precision``.
         eta: see there.
@@ -132,13 +140,14 @@ def pipeline_policy(
         precision: see there.
 
     Raises:
+        ConfigError: a setting that says nothing to this pipeline, or that it cannot follow.
         UnsupportedError: another pipeline or scheduler; those that are supported are named.
     """
-    name = type(pipeline).__name__
-    if name not in PIPELINES:
-        raise UnsupportedError(
-            f"expected a pipeline {', '.join(PIPELINES)}; got {name}; load its model alone, with its scheduler"
-        )
+    name = supported_pipeline(type(pipeline).__name__)
+    refuse_idle(
+        name, prompt=prompt, negative_prompt=negative_prompt, label=label, guidance_scale=guidance_scale, height=height,
+        width=width,
+    )  # fmt: skip
     model = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     settings: dict[str, Any] = {
         "steps": steps, "eta": eta, "level": level, "sigma_min": sigma_min, "precision": precision,
@@ -146,21 +155,19 @@ def pipeline_policy(
     if name in PIPELINES[:2]:
         return model_policy(model, scheduler=pipeline.scheduler, **settings)
     codec = LatentCodec(pipeline.vae)
-    shape = _state_shape(model)
-    if height is not None or width is not None:
-        for size in (height, width):
-            if size is not None and (size < codec.scale or size % codec.scale):
-                raise ConfigError(f"expected a multiple of {codec.scale} pixels; got {size}; change height or width")
-        given = (height and height // codec.scale, width and width // codec.scale)
-        shape = (shape[0], given[0] or shape[1], given[1] or shape[2])
+    shape = latent_shape(model, _state_shape(model), codec.scale, height, width)
     policy = model_policy(model, scheduler=pipeline.scheduler, codec=codec, event_shape=shape, **settings)
     usual = {"StableDiffusionPipeline": 7.5, "StableDiffusion3Pipeline": 7.0, "DiTPipeline": 4.0}[name]
     scale = usual if guidance_scale is None else max(1.0, guidance_scale)
+    if not (guidance_scale is None or guidance_scale >= 0):
+        raise ConfigError(f"expected a guidance_scale of 0 or more; got {guidance_scale}; take 1 for no guidance")
     if name == "DiTPipeline":
+        if label is not None:
+            refuse_label(model, label)
         default = {} if label is None else {"label": torch.tensor([label])}
         negative: Condition = {"label": torch.tensor([model.config.num_embeds_ada_norm])}
     else:
-        default, negative = _encoded(pipeline, [prompt], [negative_prompt])
+        default, negative = _encoded(pipeline, [prompt or ""], [negative_prompt or ""])
     guided = Guided(policy.denoiser, scale, default, negative if scale != 1 else None)
     return policy.with_denoiser(guided).eval()
 
@@ -177,6 +184,7 @@ def prompts(
         group: designs made for one prompt in an update.
 
     Raises:
+        ConfigError: not a list of prompts, or not as many negative ones.
         UnsupportedError: the pipeline has no prompts.
     """
     if type(pipeline).__name__ not in WITH_PROMPTS:
@@ -184,6 +192,8 @@ def prompts(
             f"expected a pipeline with prompts ({', '.join(WITH_PROMPTS)}); got {type(pipeline).__name__}; make "
             "Conditions of its labels"
         )
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"expected a list of one prompt or more; got {texts!r}; for one prompt pass [prompt]")
     away = [""] * len(texts) if negative is None else [negative] * len(texts) if isinstance(negative, str) else negative
     if len(away) != len(texts):
         raise ConfigError(f"expected a negative prompt for each of {len(texts)}; got {len(away)}; give one, or as many")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from difftilt.core.ranks import of_first
-from difftilt.core.reward import ConditionalReward, DifferentiableReward, Reward, under
+from difftilt.core.reward import ConditionalReward, DifferentiableReward, Reward, score_relaxed, under
 from difftilt.errors import OracleError, StateError
 from difftilt.rewards.function import FunctionReward, as_reward
 from difftilt.types import Condition, Float, Tensor
@@ -151,7 +151,7 @@ class DifferentiableOracle(Oracle):
     def on_probabilities(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
         """Reward of relaxed designs. Gradient flows to ``p``."""
         self.calls += p.shape[0]
-        return self.reward.on_probabilities(p)
+        return score_relaxed(self.reward, p)
 
 
 class ConditionalOracle(Oracle):

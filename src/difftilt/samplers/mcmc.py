@@ -33,7 +33,7 @@ import torch
 from difftilt.core.algorithm import Weighted
 from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, score, under
+from difftilt.core.reward import DifferentiableReward, Reward, score, score_relaxed, under
 from difftilt.core.trajectory import sample_states
 from difftilt.core.value import Value
 from difftilt.errors import ConfigError, UnsupportedError
@@ -139,7 +139,7 @@ class MCMC:
         r""":math:`\log \pi` (without :math:`\log p` where that is not known) and its gradient, with (3) if need be."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            tilt = reward.on_probabilities(policy.codec.readable(x)).double() / self.alpha
+            tilt = score_relaxed(reward, policy.codec.readable(x)).double() / self.alpha
             tilt = tilt.where(~tilt.isnan(), -torch.inf)
             log_target = tilt if self.log_density is None else tilt + self.log_density(x)
             drift = torch.autograd.grad(log_target.sum(), x)[0].nan_to_num(nan=0.0)

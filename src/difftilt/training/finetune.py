@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +23,13 @@ from difftilt.core.policy import Policy
 from difftilt.core.ranks import is_first, of_first, refuse_unlike, together
 from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import sample_states
-from difftilt.errors import ConfigError, StateError, UnsupportedError
+from difftilt.errors import ConfigError, StateError
 from difftilt.rewards.function import as_reward
 from difftilt.rewards.oracle import Answer, Oracle, as_oracle
 from difftilt.rng import Streams
 from difftilt.tracking.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from difftilt.tracking.run import RunFolder
+from difftilt.training.asked import check_call
 from difftilt.training.budget import adapt_alpha, first_alpha, overspent
 from difftilt.training.ema import Ema
 from difftilt.training.loop import LoopConfig
@@ -88,22 +88,12 @@ def finetune(
         on_step: called with each record; training ends where it returns something true.
 
     Raises:
+        ConfigError: an argument of another kind: a pipeline in place of a policy, texts in place of conditions.
         StateError: the folder holds a run and ``resume`` is false; or several processes do not agree.
         UnsupportedError: a KL budget for a method without a temperature, or one that keeps its first.
     """
     loop = loop or LoopConfig()
-    if loop.kl_budget is not None and not getattr(algorithm, "tempered", True):
-        raise UnsupportedError(
-            f"expected a method whose alpha a KL budget can move; got {type(algorithm).__name__}, whose law does not "
-            "follow it; leave out --kl-budget and end the run by its logged kl_nats, or use --algorithm ppo"
-        )
-    if not policy.process.memoryless:
-        warnings.warn(
-            f"expected a memoryless process; got {type(policy.process).__name__} whose noise still knows the design: "
-            "tuning keeps its prior and reaches the tilted law only as far as the prior allows (docs/concepts.md); use "
-            "full noise (eta = 1), or smc or refine",
-            stacklevel=2,
-        )
+    check_call(policy, algorithm, conditions, loop)
     pretrained = policy.frozen_copy()
     tuned = policy.copy().requires_grad_(True)
     if loop.kl_budget is not None and not (anchors or algorithm.alpha):

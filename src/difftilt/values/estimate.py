@@ -16,7 +16,7 @@ import torch
 from difftilt.core.conditions import rows_of
 from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
-from difftilt.core.reward import DifferentiableReward, Reward, score, under
+from difftilt.core.reward import DifferentiableReward, Reward, score, score_relaxed, under
 from difftilt.errors import UnsupportedError
 from difftilt.processes.masked import Masked
 from difftilt.types import Condition, Float, Tensor
@@ -82,4 +82,4 @@ def reward_of_mean(
             mean = policy.codec.readable(mean)
     else:
         mean = policy.codec.readable(x_t)
-    return reward.on_probabilities(mean).double()
+    return score_relaxed(reward, mean).double()

@@ -1,0 +1,111 @@
+"""Which settings of ``difftilt.load`` fit which models of diffusers. A setting that would do nothing is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from difftilt.errors import ConfigError, UnsupportedError
+
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
+WITH_PROMPTS = PIPELINES[3:]
+MEANT_FOR = {
+    "eta": ("DDIMScheduler",),
+    "level": ("FlowMatchEulerDiscreteScheduler",),
+    "label": ("DiTPipeline",),
+    "prompt": WITH_PROMPTS,
+    "negative_prompt": WITH_PROMPTS,
+    "guidance_scale": PIPELINES[2:],
+    "height": PIPELINES[2:],
+    "width": PIPELINES[2:],
+}
+"""The schedulers or pipelines that a setting says something to."""
+
+
+def supported_scheduler(name: str) -> str:
+    """``name``, of a class of :data:`SCHEDULERS`.
+
+    Raises:
+        UnsupportedError: it is none of them; they are named.
+    """
+    if name not in SCHEDULERS:
+        raise UnsupportedError(
+            f"expected a scheduler {', '.join(SCHEDULERS)}; got {name}; if it is of the DDPM family, take "
+            "DDIMScheduler.from_config(pipeline.scheduler.config)"
+        )
+    return name
+
+
+def supported_pipeline(name: str) -> str:
+    """``name``, of a class of :data:`PIPELINES`.
+
+    Raises:
+        UnsupportedError: it is none of them; they are named.
+    """
+    if name not in PIPELINES:
+        raise UnsupportedError(
+            f"expected a pipeline {', '.join(PIPELINES)}; got {name}; load its model alone, with its scheduler"
+        )
+    return name
+
+
+def refuse_idle(name: str, **given: Any) -> None:
+    """Settings that say nothing to the scheduler or pipeline of class ``name``; ``None`` is not given.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    for setting, value in given.items():
+        if value is not None and name not in MEANT_FOR[setting]:
+            raise ConfigError(
+                f"expected no {setting} with a {name}; got {setting}={value!r}; leave it out: it is for "
+                f"{', '.join(MEANT_FOR[setting])}"
+            )
+
+
+def refuse_label(model: Any, label: int) -> None:
+    """A class that the model does not have.
+
+    Raises:
+        ConfigError: there is no such class, or there are none.
+    """
+    config = model.config
+    if config.get("class_embed_type") is not None:
+        return  # it reads other numbers in the place of a class
+    count = config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or 0
+    if not 0 <= label < count:
+        wanted = f"a label of 0 to {count - 1}" if count else "no label"
+        raise ConfigError(
+            f"expected {wanted} with this {type(model).__name__}, of {count} classes; got label={label}; "
+            f"{'choose one of them' if count else 'leave it out'}"
+        )
+
+
+def latent_shape(
+    model: Any, shape: Sequence[int], scale: int, height: int | None, width: int | None
+) -> tuple[int, ...]:
+    """Shape of the latents of an image, on which the model runs.
+
+    Args:
+        model: of diffusers.
+        shape: of its own latents, ``(C, h, w)``.
+        scale: pixels of a latent, along a side.
+        height: pixels; its own when not given.
+        width: likewise.
+
+    Raises:
+        ConfigError: sizes that the model cannot make.
+    """
+    sizes = (scale * shape[1] if height is None else height, scale * shape[2] if width is None else width)
+    unit = scale * (model.config.get("patch_size") or 1)
+    most = unit * (model.config.get("pos_embed_max_size") or math.inf)
+    square = "num_embeds_ada_norm" in model.config  # DiT
+    if any(size % unit or not unit <= size <= most for size in sizes) or (square and sizes[0] != sizes[1]):
+        raise ConfigError(
+            f"expected a multiple of {unit} pixels{f' up to {most}' if most < math.inf else ''}"
+            f"{', the same in height and width' if square else ''}; got {sizes[0]} by {sizes[1]}; change height or "
+            "width"
+        )
+    return (shape[0], sizes[0] // scale, sizes[1] // scale)

@@ -84,7 +84,7 @@ def trained_claim(label: str, kind: str) -> Claim:
     if kind == "factor":
         return Claim(FIXED, removed=0.99)
     bar = 0.003 if name in SCORE else 0.01
-    if kind in ("chain", "infeasible") or (kind == "dense" and name != "renoised_mle"):
+    if kind in ("chain", "infeasible") or (kind == "dense" and name not in (*SQUARES, "renoised_mle")):
         return Claim(FIXED, nats=bar)
     if name in SQUARES:
         return Claim(NONE, why="its residual cannot vanish in a class that lacks the target")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.campaign_parts import timeless
 
+from campaign_parts import timeless
 from difftilt import data
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.history import History
@@ -93,6 +93,14 @@ def test_a_finished_campaign_is_not_run_again(own: Landscape, tmp_path: Path) ->
     calls = counted.oracle.calls
     assert run(counted, "random", RandomPicks, tmp_path, SMALL, 0) == first
     assert counted.oracle.calls == calls > 0
+
+
+def test_a_strategy_tunes_at_the_temperature_that_it_is_judged_at(own: Landscape, tmp_path: Path) -> None:
+    """Or its regret would be that of another problem; 0.05 is what a campaign has otherwise."""
+    hot = Landscape(own.name, own.prior, own.oracle, 0.7, own.table)
+    run(hot, "random", RandomPicks, tmp_path, SMALL, 0)
+    tuning = Campaign.open(tmp_path).settings.tuning
+    assert (tuning.alpha, tuning.beta) == (0.7, 0.7)
 
 
 def test_noise_has_a_stream_of_its_own(own: Landscape, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import torch
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.history import PENDING, CampaignSettings, Design, Round
 from difftilt.campaigns.proposer import Proposer
+from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.simulation.landscape import Landscape
 from difftilt.campaigns.simulation.measures import Row, rows_of
 from difftilt.campaigns.store import FILE
@@ -121,6 +122,7 @@ def _opened(landscape: Landscape, name: str, folder: Path, settings: Simulated, 
         batch=settings.batch,
         budget=settings.rounds * settings.batch + 1,
         seed=seed,
+        tuning=Tuning(alpha=landscape.alpha, beta=landscape.alpha),
     )
     return Campaign.create(folder, wanted)
 

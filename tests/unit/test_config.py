@@ -50,7 +50,7 @@ def test_a_whole_number_serves_where_a_number_is_expected():
         ({"inner": {"rates": 1}}, "expected a known setting in settings.inner; got 'rates'; did you mean 'rate'?"),
         ({"steps": 1.5}, "expected int for settings.steps; got 1.5; correct it"),
         ({"steps": True}, "expected int for settings.steps; got True; correct it"),
-        ({"budget": "8"}, "expected float or NoneType for settings.budget; got '8'; correct it"),
+        ({"budget": "8"}, "expected float or None for settings.budget; got '8'; correct it"),
         ({"log": 1}, "expected bool for settings.log; got 1; correct it"),
     ],
 )

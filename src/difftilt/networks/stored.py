@@ -69,9 +69,11 @@ def _pipeline(name: str) -> Any:
     supported_scheduler(str(index.get("scheduler", ["", "none"])[1]))
     make = getattr(importlib.import_module("diffusers"), kind)
     folder = name if Path(name).is_dir() else make.download(name, use_safetensors=True)
-    parts = {}
+    parts: dict[str, Any] = {}
     for part, entry in index.items():
-        if isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
+        if entry == [None, None]:
+            parts[part] = None  # saved without it, such as Stable Diffusion 3 without its T5
+        elif isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
             of = getattr(importlib.import_module(entry[0]), str(entry[1]))
             if issubclass(of, nn.Module):
                 more = {"ignore_mismatched_sizes": True} if entry[0] == "transformers" else {}

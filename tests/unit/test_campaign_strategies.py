@@ -31,7 +31,7 @@ from difftilt.surrogates.ensemble import Ensemble
 from difftilt.surrogates.gaussian_process import GaussianProcess
 
 QUICK = Tuning(alpha=0.5, beta=0.5, updates=3, paths=16, learning_rate=5e-3)
-LEARNED = [name for name in STRATEGIES if name not in ("random", "online-ppo")]
+LEARNED = [name for name in STRATEGIES if name not in ("random", "online-ppo", "genetic", "batch-bo")]
 OF_A_SURROGATE = ["seiko-ucb", "seiko-thompson", "greedy", "conservative", "non-adaptive", "guidance"]
 
 

@@ -153,7 +153,7 @@ class Counting:
 def test_rollouts_go_on_while_the_mean_does_not_fall_and_end_with_the_queries() -> None:
     surrogate, settings = Counting(), AdaLead(queries=10)
     parents = CODEC.encode(["GGAAAA", "AAGGAA"])
-    found = search(parents, surrogate.predict, CODEC, 20, settings, generator(), frozenset())
+    found = search(parents, surrogate.predict, CODEC, 20, settings, generator(), lambda designs: [True] * len(designs))
     assert 200 <= surrogate.asked < 200 + 20
     assert found.keys() == set(itertools.chain(*surrogate.rounds))
     children, *steps = surrogate.rounds[:3]
@@ -161,7 +161,9 @@ def test_rollouts_go_on_while_the_mean_does_not_fall_and_end_with_the_queries() 
     assert len(steps[0]) == 20
     fell = [a.count("G") > b.count("G") for a, b in zip(children, steps[0], strict=True)]
     assert len(steps[1]) == 20 - sum(fell) < 20
-    again = search(parents, Counting().predict, CODEC, 20, settings, generator(), frozenset(found))
+    again = search(
+        parents, Counting().predict, CODEC, 20, settings, generator(), lambda designs: [x not in found for x in designs]
+    )
     assert not again.keys() & found.keys()
 
 

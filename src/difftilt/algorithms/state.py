@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -137,12 +138,7 @@ class TunedState:
         self.parameters = list(self.trained.values())
         if not self.parameters:
             raise ConfigError("expected a policy with trainable parameters; got none; call policy.requires_grad_(True)")
-        narrow = next((f"{name} in {p.dtype}" for name, p in self.trained.items() if p.itemsize < 4), None)
-        if narrow is not None:
-            raise ConfigError(
-                f"expected parameters of 32 bits or more to tune; got {narrow}, which loses small updates; tune "
-                "adapters (difftilt.lora), or load in float32 and pass precision='bfloat16'"
-            )
+        check_precision(self.trained)
         groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": learning_rate}, *(extra or [])]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -255,3 +251,21 @@ class GreedyState(TunedState):
     """That of a method which can do without a KL."""
 
     greedy = True
+
+
+def check_precision(trained: Mapping[str, Tensor]) -> None:
+    """Refuse to tune float16, in which Adam divides by 0; warn of bfloat16.
+
+    Raises:
+        ConfigError: a parameter is float16.
+    """
+    narrow = next(((name, p.dtype) for name, p in trained.items() if p.itemsize < 4), None)
+    if narrow is None:
+        return
+    text = (
+        f"expected parameters of 32 bits to tune; got {narrow[0]} in {narrow[1]}, which loses small updates; tune "
+        "adapters (difftilt.lora), or load in float32 and pass precision='bfloat16'"
+    )
+    if narrow[1] == torch.float16:
+        raise ConfigError(text)
+    warnings.warn(text, stacklevel=2)

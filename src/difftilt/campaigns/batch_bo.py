@@ -20,13 +20,13 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from difftilt.campaigns.genetic import letters_of, mutate, plate
+from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.genetic import allowed, letters_of, mutate, plate
 from difftilt.campaigns.history import History
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.campaigns.random_picks import RandomPicks
@@ -89,7 +89,7 @@ class PooledBO:
         if len(set(value.tolist())) < 2:
             return plate([], self.first, history, n, rng, MODEL)
         surrogate = self.settings.learner.fit(self.codec, Measurements(designs, value), rng)
-        pool = self._pool(self.codec.encode(designs), value, history.known, rng)
+        pool = self._pool(self.codec.encode(designs), value, history, rng)
         if not pool:
             return plate([], self.first, history, n, rng, MODEL)
         with torch.no_grad():
@@ -104,15 +104,16 @@ class PooledBO:
 
     @torch.no_grad()
     def _pool(
-        self, tokens: Int[Tensor, "N L"], value: Float[Tensor, " N"], known: Iterable[str], rng: torch.Generator
+        self, tokens: Int[Tensor, "N L"], value: Float[Tensor, " N"], history: History, rng: torch.Generator
     ) -> list[str]:
         own = self.settings
         best = tokens[value.argsort(descending=True, stable=True)[: own.parents]]
         parents = best[torch.randint(len(best), (own.mutants,), generator=rng)]
         mutants = mutate(parents, self.codec.vocabulary, own.mutations, rng)
-        drawn = sample_states(self.policy, own.drawn, rng)
-        gone = set(known)
-        return [x for x in dict.fromkeys(self.codec.decode(torch.cat([drawn, mutants]))) if x not in gone]
+        rules = Rules(history.settings.constraints, self.policy)
+        drawn = sample_states(rules.on(self.policy), own.drawn, rng)
+        pool = list(dict.fromkeys(self.codec.decode(torch.cat([drawn, mutants]))))
+        return [x for x, free in zip(pool, allowed(rules, history, pool), strict=True) if free]
 
 
 def draw_joint(

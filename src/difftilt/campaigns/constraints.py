@@ -101,6 +101,7 @@ class Rules:
             frozenset() if settings.avoid is None else frozenset(read_designs(Path(settings.avoid)).sequences)
         )
         self.automaton = _automaton(settings, policy.codec)
+        self.fixed = hold(policy, settings.fix).fixed if settings.fix else None
         self.sampled = isinstance(policy.process, Masked)
         if self.automaton is not None and self.sampled:
             held = hold(policy, settings.fix)
@@ -123,11 +124,16 @@ class Rules:
 
     @torch.no_grad()
     def keeps(self, designs: Sequence[Any]) -> Bool[Tensor, " B"]:
-        """Which designs keep the constraints on letters."""
-        if self.automaton is None:
-            return torch.ones(len(designs), dtype=torch.bool)
+        """Which designs keep the constraints on letters, fixed ones too."""
+        kept = torch.ones(len(designs), dtype=torch.bool)
+        if self.automaton is None and self.fixed is None:
+            return kept
         assert isinstance(self.codec, TokenCodec)
-        return self.automaton.keeps(TokenCodec.encode(self.codec, designs))
+        letters = TokenCodec.encode(self.codec, designs)
+        if self.fixed is not None:
+            fixed = self.fixed.to(letters)
+            kept &= ((letters == fixed) | (fixed < 0)).all(1)
+        return kept if self.automaton is None else kept & self.automaton.keeps(letters)
 
 
 class Kept:

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import History
 from difftilt.campaigns.proposer import Candidate, Proposal, Proposer
 from difftilt.campaigns.random_picks import RandomPicks
@@ -75,7 +77,7 @@ class Genetic:
     """
 
     def __init__(self, policy: Policy, folder: Path, settings: AdaLead | None = None) -> None:
-        self.codec = letters_of(policy)
+        self.policy, self.codec = policy, letters_of(policy)
         self.settings = AdaLead() if settings is None else settings
         self.first = RandomPicks(policy, folder)
 
@@ -89,7 +91,8 @@ class Genetic:
             surrogate = self.settings.learner.fit(self.codec, Measurements(designs, value), rng)
         tokens = self.codec.encode(designs)
         tokens = tokens[value >= value.max() - self.settings.threshold * value.max().abs()]
-        found = search(tokens, surrogate.predict, self.codec, n, self.settings, rng, history.known)
+        rules = Rules(history.settings.constraints, self.policy)
+        found = search(tokens, surrogate.predict, self.codec, n, self.settings, rng, partial(allowed, rules, history))
         picks = sorted(found.items(), key=lambda item: -item[1][0])[:n]
         candidates = [Candidate(design, mean, std, "bred from the best") for design, (mean, std) in picks]
         facts = {"parents": len(tokens), "candidates": len(found)}
@@ -120,7 +123,7 @@ def search(
     n: int,
     settings: AdaLead,
     rng: torch.Generator,
-    known: frozenset[str],
+    free: Callable[[list[str]], list[bool]],
 ) -> dict[str, tuple[float, float]]:
     """Candidates, with mean and std, from rollouts of all children at a time, until the queries are spent."""
     found: dict[str, tuple[float, float]] = {}
@@ -129,8 +132,8 @@ def search(
     def ask(tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         designs = codec.decode(tokens)
         mean, std = predict(designs)
-        for design, *row in zip(designs, mean.tolist(), std.tolist(), strict=True):
-            if design not in known:
+        for design, new, *row in zip(designs, free(designs), mean.tolist(), std.tolist(), strict=True):
+            if new:
                 found[design] = row[0], row[1]
         return mean
 
@@ -145,6 +148,15 @@ def search(
             asked += len(here)
             here, floor = here[mean >= floor], floor[mean >= floor]
     return found
+
+
+def allowed(rules: Rules, history: History, designs: list[str]) -> list[bool]:
+    """Whether each design may be proposed: it keeps the constraints, and is new."""
+    kept = rules.keeps(designs).tolist()
+    return [
+        keeps and design not in history.known and design not in rules.avoided
+        for design, keeps in zip(designs, kept, strict=True)
+    ]
 
 
 def recombine(

@@ -178,7 +178,10 @@ def test_constraints_hold_in_every_plate_of_every_strategy(
             assert "CG" not in design.design
             assert sum(letter in "GC" for letter in design.design) <= 4
             assert design.design != "GACGT"
-        assert campaign.status().facts["dropped_constraints"] == 0, "one letter a step: nothing is filtered"
+        dropped = campaign.status().facts.get(
+            "dropped_constraints", 0
+        )  # the yardsticks breed, and filter nothing drawn
+        assert dropped == 0, "one letter a step: nothing is filtered"
 
 
 def test_a_tuned_plate_is_better_than_a_random_one(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from difftilt.campaigns.history import History
-from difftilt.campaigns.keeping import keep
+from difftilt.campaigns.keeping import MODELS, keep
 from difftilt.campaigns.proposer import Proposal
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.campaigns.simulation.landscape import DRAWN, Landscape
-from difftilt.campaigns.simulation.runner import MODELS, Simulated, run
+from difftilt.campaigns.simulation.runner import Simulated, run
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.problems.enumerated import EnumeratedChain

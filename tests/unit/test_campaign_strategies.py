@@ -13,10 +13,11 @@ import torch
 from campaign_parts import FINISHED, check_laws, fork, killed_at_write, timeless, wait
 from difftilt.campaigns import candidates, online
 from difftilt.campaigns.acquisition import acquisition, conditioned, pick
-from difftilt.campaigns.adaptive import MODELS, Adaptive, Plan, load_model
+from difftilt.campaigns.adaptive import Adaptive, Plan, load_model
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import CampaignSettings, History
+from difftilt.campaigns.keeping import MODELS
 from difftilt.campaigns.learning import forecast_of, learn, learner
 from difftilt.campaigns.online import Online, draw_paths, learn_from
 from difftilt.campaigns.settings import Constraints, Picking, Tuning

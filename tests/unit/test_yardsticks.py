@@ -11,8 +11,11 @@ import torch
 
 from difftilt.campaigns.batch_bo import BatchBO, PooledBO, draw_joint, greedy_ucb
 from difftilt.campaigns.campaign import Campaign
+from difftilt.campaigns.candidates import Sieve
+from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.genetic import AdaLead, Genetic, mutate, recombine, search
 from difftilt.campaigns.history import CampaignSettings, Design, History, Measurement
+from difftilt.campaigns.settings import Constraints
 from difftilt.core.codec import SimplexCodec, TokenCodec
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.problems.markov import markov_prior
@@ -151,9 +154,9 @@ class Counting:
 
 
 def test_rollouts_go_on_while_the_mean_does_not_fall_and_end_with_the_queries() -> None:
-    surrogate, settings = Counting(), AdaLead(queries=10)
+    surrogate, settings, rules = Counting(), AdaLead(queries=10), Rules(Constraints(), POLICY)
     parents = CODEC.encode(["GGAAAA", "AAGGAA"])
-    found = search(parents, surrogate.predict, CODEC, 20, settings, generator(), lambda designs: [True] * len(designs))
+    found = search(parents, surrogate.predict, CODEC, 20, settings, generator(), Sieve(rules, frozenset()))
     assert 200 <= surrogate.asked < 200 + 20
     assert found.keys() == set(itertools.chain(*surrogate.rounds))
     children, *steps = surrogate.rounds[:3]
@@ -161,9 +164,7 @@ def test_rollouts_go_on_while_the_mean_does_not_fall_and_end_with_the_queries() 
     assert len(steps[0]) == 20
     fell = [a.count("G") > b.count("G") for a, b in zip(children, steps[0], strict=True)]
     assert len(steps[1]) == 20 - sum(fell) < 20
-    again = search(
-        parents, Counting().predict, CODEC, 20, settings, generator(), lambda designs: [x not in found for x in designs]
-    )
+    again = search(parents, Counting().predict, CODEC, 20, settings, generator(), Sieve(rules, frozenset(found)))
     assert not again.keys() & found.keys()
 
 

@@ -35,7 +35,7 @@ from difftilt.campaigns.acquisition import acquisition, pick
 from difftilt.campaigns.candidates import draw_new
 from difftilt.campaigns.constraints import Kept, Rules
 from difftilt.campaigns.history import History
-from difftilt.campaigns.keeping import keep
+from difftilt.campaigns.keeping import MODELS, PRETRAINED, keep
 from difftilt.campaigns.learning import Learned, learn
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.campaigns.random_picks import plate_of
@@ -43,12 +43,6 @@ from difftilt.campaigns.reasons import reasons
 from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.update import Told, tune
 from difftilt.core.policy import Policy
-from difftilt.errors import StateError
-
-MODELS = "models"
-"""Folder of the policies of the rounds."""
-PRETRAINED = "p_pre"
-"""Name of the model that is no folder."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +124,7 @@ def picked(
     """
     began, settings = time.monotonic(), history.settings.picking
     sieve = draw_new(policy, n, rules, history.known, rng, pool=settings.pool, designs=designs)
-    pool = list(sieve.designs)
-    if not pool:
-        raise StateError(
-            f"expected new designs that keep the constraints; got none among {sieve.drawn:,} draws; raise alpha, relax "
-            "the constraints, or end the campaign"
-        )
+    pool = sieve.some()
     picks = pick(how, pool, learned, n, settings, rng, temperature=temperature)
     chosen = [pool[i] for i in picks.index.tolist()]
     texts = reasons(chosen, picks, how, settings, history, learned.surrogate.codec)

@@ -25,8 +25,10 @@ from pathlib import Path
 
 import torch
 
+from difftilt.campaigns.acquisition import draw_root
+from difftilt.campaigns.candidates import Sieve
 from difftilt.campaigns.constraints import Rules
-from difftilt.campaigns.genetic import allowed, letters_of, mutate, plate
+from difftilt.campaigns.genetic import letters_of, mutate, plate
 from difftilt.campaigns.history import History
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.campaigns.random_picks import RandomPicks
@@ -112,17 +114,17 @@ class PooledBO:
         mutants = mutate(parents, self.codec.vocabulary, own.mutations, rng)
         rules = Rules(history.settings.constraints, self.policy)
         drawn = sample_states(rules.on(self.policy), own.drawn, rng)
-        pool = list(dict.fromkeys(self.codec.decode(torch.cat([drawn, mutants]))))
-        return [x for x, free in zip(pool, allowed(rules, history, pool), strict=True) if free]
+        sieve, pool = Sieve(rules, history.known), self.codec.decode(torch.cat([drawn, mutants]))
+        sieve.take(pool, len(pool))
+        return list(sieve.designs)
 
 
 def draw_joint(
     mean: Float[Tensor, " N"], covariance: Float[Tensor, "N N"], draws: int, rng: torch.Generator
 ) -> Float[Tensor, "S N"]:
     """Joint normal draws; by eigenvectors, since designs that hardly differ make a singular covariance."""
-    value, vector = torch.linalg.eigh(covariance)
     noise = torch.randn(draws, len(mean), generator=rng, dtype=mean.dtype)
-    return mean + (noise * value.clamp(min=0).sqrt()) @ vector.T
+    return mean + noise @ draw_root(covariance).T
 
 
 def greedy_ucb(draws: Float[Tensor, "S N"], n: int, *, beta: float) -> Int[Tensor, " n"]:

@@ -10,6 +10,7 @@ import torch
 from difftilt.campaigns.constraints import Rules
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import sample_states
+from difftilt.errors import StateError
 
 TRIES = 100
 """Times designs are drawn before a plate stays short: the policy hardly makes others."""
@@ -41,6 +42,19 @@ class Sieve:
                 self.repeated += 1
             elif len(self.designs) < most:
                 self.designs[design] = None
+
+    def some(self, source: str = "draws", remedy: str = "raise alpha, relax the constraints") -> list[str]:
+        """The designs that are left, in the order in which they were drawn.
+
+        Raises:
+            StateError: there is none.
+        """
+        if not self.designs:
+            raise StateError(
+                f"expected new designs that keep the constraints; got none among {self.drawn:,} {source}; {remedy}, or "
+                "end the campaign"
+            )
+        return list(self.designs)
 
     @property
     def facts(self) -> dict[str, int]:

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from difftilt.campaigns.candidates import Sieve
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import History
 from difftilt.campaigns.proposer import Candidate, Proposal, Proposer
@@ -92,7 +92,8 @@ class Genetic:
         tokens = self.codec.encode(designs)
         tokens = tokens[value >= value.max() - self.settings.threshold * value.max().abs()]
         rules = Rules(history.settings.constraints, self.policy)
-        found = search(tokens, surrogate.predict, self.codec, n, self.settings, rng, partial(allowed, rules, history))
+        sieve = Sieve(rules, history.known)
+        found = search(tokens, surrogate.predict, self.codec, n, self.settings, rng, sieve)
         picks = sorted(found.items(), key=lambda item: -item[1][0])[:n]
         candidates = [Candidate(design, mean, std, "bred from the best") for design, (mean, std) in picks]
         facts = {"parents": len(tokens), "candidates": len(found)}
@@ -123,7 +124,7 @@ def search(
     n: int,
     settings: AdaLead,
     rng: torch.Generator,
-    free: Callable[[list[str]], list[bool]],
+    sieve: Sieve,
 ) -> dict[str, tuple[float, float]]:
     """Candidates, with mean and std, from rollouts of all children at a time, until the queries are spent."""
     found: dict[str, tuple[float, float]] = {}
@@ -132,8 +133,9 @@ def search(
     def ask(tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         designs = codec.decode(tokens)
         mean, std = predict(designs)
-        for design, new, *row in zip(designs, free(designs), mean.tolist(), std.tolist(), strict=True):
-            if new:
+        sieve.take(designs, len(sieve.designs) + len(designs))
+        for design, *row in zip(designs, mean.tolist(), std.tolist(), strict=True):
+            if design in sieve.designs:
                 found[design] = row[0], row[1]
         return mean
 
@@ -148,15 +150,6 @@ def search(
             asked += len(here)
             here, floor = here[mean >= floor], floor[mean >= floor]
     return found
-
-
-def allowed(rules: Rules, history: History, designs: list[str]) -> list[bool]:
-    """Whether each design may be proposed: it keeps the constraints, and is new."""
-    kept = rules.keeps(designs).tolist()
-    return [
-        keeps and design not in history.known and design not in rules.avoided
-        for design, keeps in zip(designs, kept, strict=True)
-    ]
 
 
 def recombine(

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 from difftilt.campaigns.acquisition import acquisition
-from difftilt.campaigns.adaptive import PRETRAINED, picked
+from difftilt.campaigns.adaptive import picked
 from difftilt.campaigns.constraints import Kept, Rules
 from difftilt.campaigns.history import History
+from difftilt.campaigns.keeping import PRETRAINED
 from difftilt.campaigns.learning import learn
 from difftilt.campaigns.proposer import Proposal
 from difftilt.campaigns.random_picks import plate_of

@@ -16,6 +16,11 @@ from pathlib import Path
 
 from difftilt.errors import StateError
 
+MODELS = "models"
+"""Folder of the policies of the rounds."""
+PRETRAINED = "p_pre"
+"""Name of the model that is no folder."""
+
 
 def keep(parent: Path, stem: str, write: Callable[[Path], None]) -> str:
     """Keep a folder.

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from difftilt.algorithms.paths import ScoredPaths
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.replay import path_log_prob
-from difftilt.campaigns.adaptive import MODELS, last_model, load_model
+from difftilt.campaigns.adaptive import last_model, load_model
 from difftilt.campaigns.candidates import TRIES, Sieve
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import FAILED, MEASURED, History
-from difftilt.campaigns.keeping import keep
+from difftilt.campaigns.keeping import MODELS, keep
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.update import distances
@@ -36,7 +36,6 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.policy import Policy
 from difftilt.core.reward import Scores
 from difftilt.core.trajectory import Trajectory, rollout
-from difftilt.errors import StateError
 from difftilt.types import Float, Tensor
 
 PATHS = "paths.safetensors"
@@ -70,11 +69,7 @@ class Online:
             current, facts["rows"] = learn_from(states, current, pretrained, history, rng)
         policy = current.eval().requires_grad_(False)
         sieve, states = draw_paths(policy, n, rules, history.known, rng)
-        if not sieve.designs:
-            raise StateError(
-                f"expected new designs that keep the constraints; got none among {sieve.drawn:,} draws; raise alpha, "
-                "relax the constraints, or end the campaign"
-            )
+        designs = sieve.some()
 
         def write(path: Path) -> None:
             rules.off(policy).save_pretrained(path)
@@ -82,7 +77,7 @@ class Online:
 
         name = keep(self.folder / MODELS, f"round-{history.next_round}", write)
         far = distances(policy, {"kl_to_pretrained": pretrained}, rng)
-        candidates = [Candidate(design, reason="drawn from the policy tuned by PPO") for design in sieve.designs]
+        candidates = [Candidate(design, reason="drawn from the policy tuned by PPO") for design in designs]
         return Proposal(candidates, name, {**sieve.facts, **facts, **far, "seconds": time.monotonic() - began})
 
 

@@ -14,9 +14,9 @@ import torch
 from difftilt.campaigns.candidates import draw_new
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import History
+from difftilt.campaigns.keeping import PRETRAINED
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.core.policy import Policy
-from difftilt.errors import StateError
 
 
 class RandomPicks:
@@ -43,10 +43,6 @@ def plate_of(policy: Policy, rules: Rules, history: History, n: int, rng: torch.
         StateError: it makes no new design that may be proposed.
     """
     sieve = draw_new(policy, n, rules, history.known, rng)
-    if not sieve.designs:
-        raise StateError(
-            f"expected new designs that keep the constraints; got none among {sieve.drawn:,} draws of p_pre; relax the "
-            "constraints, or end the campaign"
-        )
-    candidates = [Candidate(design, reason="drawn from p_pre") for design in sieve.designs]
-    return Proposal(candidates, "p_pre", sieve.facts)
+    designs = sieve.some("draws of p_pre", "relax the constraints")
+    candidates = [Candidate(design, reason="drawn from p_pre") for design in designs]
+    return Proposal(candidates, PRETRAINED, sieve.facts)

@@ -22,6 +22,8 @@ from difftilt.errors import ConfigError
 from difftilt.rng import seeded_initialisation
 from difftilt.types import Condition, Float, Tensor
 
+INNER = ("base", "tuned", "model")
+"""Attributes under which denoisers keep the network that they wrap."""
 USUAL = (("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 """Names of attention layers, in diffusers and in transformers; the first that are there get adapters."""
 
@@ -85,10 +87,7 @@ class Adapted(nn.Module):
     @property
     def model(self) -> nn.Module:
         """The network that holds the adapters: the innermost one, of diffusers, transformers or one's own."""
-        model = self.base
-        while isinstance(inner := getattr(model, "base", getattr(model, "model", None)), nn.Module):
-            model = inner
-        return model
+        return innermost(self.base)
 
     def trainable(self) -> list[nn.Parameter]:
         """``A`` and ``B`` of every layer: what is tuned."""
@@ -140,6 +139,15 @@ class Adapted(nn.Module):
         self.settings.save_pretrained(str(folder))
         named = {f"base_model.model.{name}": value for name, value in weights.items()}
         save_file(named, folder / "adapter_model.safetensors")
+
+
+def innermost(denoiser: nn.Module) -> nn.Module:
+    """The network itself, without what the chain wraps around it."""
+    for name in INNER:
+        inner = getattr(denoiser, name, None)
+        if isinstance(inner, nn.Module):
+            return innermost(inner)
+    return denoiser
 
 
 def _usual(model: nn.Module) -> Sequence[str]:

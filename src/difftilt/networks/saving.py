@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError
-from difftilt.networks.lora import Adapted
-
-INNER = ("base", "tuned", "model")
-"""Attributes under which denoisers keep the network that they wrap."""
+from difftilt.networks.lora import Adapted, innermost
 
 
 def save_adapters(policy: Policy, folder: str | Path) -> None:
@@ -48,15 +43,6 @@ def save_network(policy: Policy, folder: str | Path) -> None:
             "policy.save_pretrained"
         )
     save(str(folder), safe_serialization=True)
-
-
-def innermost(denoiser: nn.Module) -> nn.Module:
-    """The network itself, without what the chain wraps around it."""
-    for name in INNER:
-        inner = getattr(denoiser, name, None)
-        if isinstance(inner, nn.Module):
-            return innermost(inner)
-    return denoiser
 
 
 def _adapters(policy: Policy) -> Adapted | None:

@@ -23,6 +23,7 @@ import torch
 
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.history import PENDING, CampaignSettings, Design, Round
+from difftilt.campaigns.keeping import MODELS, PRETRAINED
 from difftilt.campaigns.proposer import Proposer
 from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.simulation.landscape import Landscape
@@ -34,7 +35,6 @@ from difftilt.errors import ConfigError
 from difftilt.rng import Streams
 from difftilt.tracking.run import plain
 
-MODELS, PRETRAINED = "models", "p_pre"
 SECONDS, RESULT = "seconds.jsonl", "result.json"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,10 @@ def test_without_a_list_of_designs_a_law_is_judged_by_draws() -> None:
 
 
 class Knows:
-    """Draws from p_pre, but keeps the tilted policy as the model of rounds from the third on."""
+    """Draws from p_pre, but keeps the tilted policy as the model of rounds from the third on.
+
+    Its forecasts of those have std 1; of ten, three are right, four are off by 1 and three by 2.
+    """
 
     def __init__(self, own: Landscape, folder: Path) -> None:
         self.own, self.folder, self.draw = own, folder, RandomPicks(own.prior, folder)
@@ -126,13 +130,19 @@ class Knows:
             return picks
         policy = with_law(self.own, tilted(self.own).clamp(min=1e-40))
         name = keep(self.folder / MODELS, f"round-{history.next_round}", policy.save_pretrained)
-        return Proposal(picks.candidates, name, {"coverage_90": 0.5, "coverage_50": 0.25})
+        value = self.own.oracle([pick.design for pick in picks.candidates]).tolist()
+        off = [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+        told = [
+            replace(pick, mean=v + far, std=1.0) for pick, v, far in zip(picks.candidates, value, off, strict=False)
+        ]
+        return Proposal(told, name, {"factor": 1.0, "misfit": 0.0, "noise": 0.0})
 
 
 def test_a_row_is_of_the_policy_that_learned_from_its_round(tmp_path: Path) -> None:
-    own = landscape()
-    settings = Simulated(rounds=3, batch=10, noise=0.1)
+    own = landscape(infeasible=False)
+    settings = Simulated(rounds=3, batch=10, noise=0.01)
     rows = run(own, "knows", lambda policy, folder: Knows(own, folder), tmp_path, settings, 0)
     assert [row.regret for row in rows] == pytest.approx([1, 0, 0], abs=1e-9)
-    assert [row.coverage_90 for row in rows] == [None, 0.5, 0.5]
+    assert [row.coverage_50 for row in rows] == [None, None, pytest.approx(0.3)], "of the round's own forecasts"
+    assert [row.coverage_90 for row in rows] == [None, None, pytest.approx(0.7)]
     assert rows[-1].reward == pytest.approx(own.judge_law(tilted(own)).reward, abs=1e-9)

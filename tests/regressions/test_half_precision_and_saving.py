@@ -15,6 +15,7 @@ pytest.importorskip("peft")
 import difftilt as dt
 import tiny
 from difftilt.errors import ConfigError
+from difftilt.networks.lora import innermost
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -79,6 +80,18 @@ def test_save_network_refuses_adapters_and_networks_of_no_library(tmp_path: Path
         dt.save_network(adapted, tmp_path / "x")
     with pytest.raises(ConfigError, match=r"policy\.save_pretrained"):
         dt.save_network(dt.load("tfbind8"), tmp_path / "x")
+
+
+def test_a_network_whose_own_part_is_called_a_model_is_taken_whole() -> None:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    sizes = {"vocab_size": 26, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = ModernBertConfig(num_attention_heads=2, pad_token_id=0, **sizes)
+    whole = ModernBertForMaskedLM(config)
+    assert innermost(whole) is whole
+    wrapped = torch.nn.Module()
+    wrapped.model = whole
+    assert innermost(wrapped) is whole
 
 
 def test_a_bert_with_its_own_tokenizer_is_a_policy(tmp_path: Path) -> None:

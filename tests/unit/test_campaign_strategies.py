@@ -80,6 +80,7 @@ def test_every_strategy_plays_a_campaign_and_repeats_itself(
     assert [(d.design, d.mean, d.std, d.reason, d.model) for d in first.designs] == [
         (d.design, d.mean, d.std, d.reason, d.model) for d in second.designs
     ]
+    assert all(entry.model == "p_pre" for entry in first.rounds[1:]) == (name == "random"), "others are not p_pre's law"
     if name in LEARNED:
         last = first.rounds[-1].facts
         assert last["rows"] == (11 if name == "non-adaptive" else 22)

@@ -101,10 +101,10 @@ class Rules:
             frozenset() if settings.avoid is None else frozenset(read_designs(Path(settings.avoid)).sequences)
         )
         self.automaton = _automaton(settings, policy.codec)
-        self.fixed = hold(policy, settings.fix).fixed if settings.fix else None
+        held = hold(policy, settings.fix)
+        self.fixed = held.fixed if settings.fix else None
         self.sampled = isinstance(policy.process, Masked)
         if self.automaton is not None and self.sampled:
-            held = hold(policy, settings.fix)
             first = held.prior(1, torch.Generator(policy.device).manual_seed(0))
             if not self.automaton.keeps(first).item():
                 raise ConfigError("expected constraints that some design keeps; got none that does; relax one of them")

@@ -22,7 +22,6 @@ from difftilt.campaigns.acquisition import acquisition
 from difftilt.campaigns.adaptive import picked
 from difftilt.campaigns.constraints import Kept, Rules
 from difftilt.campaigns.history import History
-from difftilt.campaigns.keeping import PRETRAINED
 from difftilt.campaigns.learning import learn
 from difftilt.campaigns.proposer import Proposal
 from difftilt.campaigns.random_picks import plate_of
@@ -61,6 +60,6 @@ class Guided:
             "seconds_steer": time.monotonic() - fitted,
         }  # fmt: skip
         plate = picked(
-            pretrained, PRETRAINED, learned, "mean", rules, history, n, rng, temperature=alpha, designs=designs
+            pretrained, "guidance", learned, "mean", rules, history, n, rng, temperature=alpha, designs=designs
         )
         return replace(plate, facts={**learned.facts, **facts, **plate.facts})

@@ -142,10 +142,10 @@ class Adapted(nn.Module):
 
 
 def innermost(denoiser: nn.Module) -> nn.Module:
-    """The network itself, without what the chain wraps around it."""
+    """The network itself, without what the chain wraps around it; whole: its own parts may be called a model too."""
     for name in INNER:
         inner = getattr(denoiser, name, None)
-        if isinstance(inner, nn.Module):
+        if isinstance(inner, nn.Module) and not hasattr(denoiser, "save_pretrained"):
             return innermost(inner)
     return denoiser
 

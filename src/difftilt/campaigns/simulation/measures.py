@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from difftilt.campaigns.history import MEASURED, Design, History, Round
+from difftilt.campaigns.learning import forecast_of, numbers
 from difftilt.campaigns.simulation.landscape import Judged, Landscape
 from difftilt.core.policy import Policy
 from difftilt.core.stats import spearman
@@ -98,7 +99,7 @@ def rows_of(
                     for name in ("reward", "feasible", "kl", "objective", "regret")
                 },
                 spearman=_ranks(own),
-                **{name: _finite(following.facts.get(name)) for name in ("coverage_50", "coverage_90")},
+                **_coverage(history, entry),
             )
         )
     return rows
@@ -121,6 +122,12 @@ def _ranks(own: Sequence[Design]) -> float | None:
         return None
     mean, value = torch.tensor(pairs, dtype=torch.float64).T
     return _finite(spearman(mean, value))
+
+
+def _coverage(history: History, entry: Round) -> dict[str, float | None]:
+    forecast = forecast_of(history, entry.number)
+    found = {} if forecast is None else numbers(forecast, entry.facts["factor"])
+    return {name: found.get(name) for name in ("coverage_50", "coverage_90")}
 
 
 def _finite(value: Any) -> float | None:

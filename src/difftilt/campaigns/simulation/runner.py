@@ -6,8 +6,8 @@ and i alone. After the last round one design more is proposed and never measured
 results is judged too.
 
 The policy of a round, whose law is judged, is found by the name that the strategy gave its model: ``p_pre``, or a
-folder in ``models`` of the campaign. A strategy without either (``genetic``, ``batch-bo``) is judged by its designs
-alone.
+folder in ``models`` of the campaign. A strategy without either (``guidance``, ``genetic``, ``batch-bo``) is judged by
+its designs alone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ and :math:`x \sim x_t` are the designs that agree with the letters shown in :mat
 has one parameter for each design, so that every law on the support of :math:`p`, hence every tilted law, is in the
 class; the shorter windows only share what is learned. The conditionals agree in whatever order positions are shown:
 one token per step samples :math:`p_w` exactly, and KL of paths equals KL of designs. Where designs are double strands
-of DNA, :math:`f` is summed over both readings. All sums of (2) are made at each call, in float64.
+of DNA, :math:`f` is summed over both readings. All sums of (2) are made at once, in float64, and again when a table
+has changed.
 
 With tables of its own, (3) is every soft value of :math:`p`: for methods that learn one beside the policy, where a
 small network would miss a rough value as it misses a rough law.
@@ -17,6 +18,7 @@ small network would miss a rough value as it misses a rough law.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -40,6 +42,8 @@ class JointDenoiser(nn.Module):
     time_free = True
     log_law: Float[Tensor, "*V"]
     strides: Tensor
+    seen: Float[Tensor, " N"]
+    mass: Float[Tensor, " S"]
 
     def __init__(self, vocabulary: int, length: int, both_strands: bool = False) -> None:
         super().__init__()
@@ -49,6 +53,8 @@ class JointDenoiser(nn.Module):
         self.windows = nn.ParameterList(torch.zeros(shape, dtype=torch.float64) for shape in shapes)
         self.register_buffer("log_law", torch.zeros([vocabulary] * length, dtype=torch.float64))
         self.register_buffer("strides", (vocabulary + 1) ** torch.arange(length - 1, -1, -1), persistent=False)
+        for name in ("seen", "mass"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64), persistent=False)
 
     @classmethod
     def of(cls, law: Float[Tensor, "*V"], *, both_strands: bool = False) -> JointDenoiser:
@@ -59,9 +65,10 @@ class JointDenoiser(nn.Module):
 
     def tilt(self) -> Float[Tensor, "*V"]:
         """:math:`f_w` of (1) for every design, nats. Gradient flows to the tables."""
-        total = torch.zeros_like(self.log_law)
-        for table in self.windows:
-            total = total + table
+        tables = iter(self.windows)
+        by_start = [sum(itertools.islice(tables, self.length - i)) for i in range(self.length)]
+        total = sum(reversed(by_start))  # the shortest first: sums stay small for as long as they can
+        assert isinstance(total, Tensor)
         if self.both_strands:
             axes = tuple(range(self.length))
             total = total + total.permute(axes[::-1]).flip(axes)
@@ -88,6 +95,14 @@ class JointDenoiser(nn.Module):
 
     def log_mass(self) -> Float[Tensor, " S"]:
         """Log of the sum of :math:`p e^{f_w}` over the designs that agree with each partial state, nats."""
+        if torch.is_grad_enabled() and any(table.requires_grad for table in self.windows):
+            return self._sums()
+        now = torch.cat([self.log_law.flatten(), *[table.detach().flatten() for table in self.windows]])
+        if not torch.equal(now, self.seen):
+            self.seen, self.mass = now, self._sums()
+        return self.mass
+
+    def _sums(self) -> Float[Tensor, " S"]:
         log_law = self.log_law + self.tilt()
         highest = log_law.detach().max()
         total = (log_law - highest).exp()

@@ -23,7 +23,7 @@ from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from difftilt import build
-from difftilt.core import ranks
+from difftilt.core import ranks, shares
 from difftilt.core.algorithm import Algorithm
 from difftilt.core.codec import TokenCodec
 from difftilt.core.noise import Cosine
@@ -105,14 +105,15 @@ WORLDS: dict[str, tuple[Callable[[], tuple[Policy, Any]], dict[str, dict[str, An
 CASES = [f"{world}-{name}" for world, (_, methods) in WORLDS.items() for name in methods]
 
 
-def tuned(case: str, **options: Any) -> dict[str, Any]:
+def tuned(case: str, *, shares: int = 1, **options: Any) -> dict[str, Any]:
     """Numbers of a run: parameters, records, and the calls that this process paid for."""
     world, _, name = case.partition("-")
     problem, methods = WORLDS[world]
     policy, reward = problem()
     scorer = Counted(reward)
     algorithm: Algorithm = build.ALGORITHMS[name](**COMMON, **methods[name])
-    loop = LoopConfig(steps=UPDATES, judge_every=2, checkpoint_every=2, ema=0.5 if name == "ppo" else None)
+    loop = LoopConfig(steps=UPDATES, judge_every=2, checkpoint_every=2, ema=0.5 if name == "ppo" else None,
+                      shares=shares)  # fmt: skip
     judge = Counted(reward)
     result = finetune(policy, scorer, algorithm, **{"loop": loop, "judge": judge, **options})
     return {
@@ -199,23 +200,27 @@ def everything(folder: Path) -> dict[str, Any]:
     found["stopped"] = tuned("tokens-ppo", folder=kept, on_step=stop)
     found["resumed"] = tuned("tokens-ppo", folder=kept, resume=True)
     found["told"] = told
+    eight = tuned("tokens-reward_backprop", shares=8)
+    found["eight"] = {field: eight[field] for field in ("parameters", "history", "calls")}
     if ranks.count() > 1:
         found["refused"] = refused(folder)
+    else:
+        found["shared"] = {case: tuned(case, shares=2) for case in CASES}
     return found
 
 
 def wrong(folder: Path) -> dict[str, Any]:
     """Known-bad variants."""
-    right = ranks._sum, ranks._Share.backward
+    right = ranks._sum, shares._Share.backward
 
-    def own_only(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def own_only(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         whole = gradients[0].new_zeros(2, *gradients[0].shape)
         whole[distributed.get_rank()] = gradients[0]
-        return whole.flatten(0, 1)[: context.rows]
+        return whole.flatten(0, 1)[: context.rows], None
 
     ranks._sum = lambda gradient: gradient
     no_sum = {case: tuned(case) for case in ("tokens-ppo", "vectors-reward_backprop")} | {"uneven": split(5)}
-    ranks._sum, ranks._Share.backward = right[0], staticmethod(own_only)
+    ranks._sum, shares._Share.backward = right[0], staticmethod(own_only)
     no_state = {"vectors-adjoint_matching": tuned("vectors-adjoint_matching"), "uneven": split(5)}
     return {"no sum": no_sum, "no state gradient": no_state}
 
@@ -242,6 +247,7 @@ def refused(folder: Path) -> dict[str, Any]:
         "a reward of its own": lambda: finetune(vectors()[0], own, backprop),
         "a callback": lambda: tuned("tokens-ppo", on_step=fails),
         "a full disk": lambda: tuned("tokens-ppo", folder=crowded),
+        "uneven shares": lambda: tuned("tokens-ppo", shares=3),
         "a used folder": lambda: tuned("tokens-ppo", folder=RunFolder(folder / "run")),
     }
     said = {}

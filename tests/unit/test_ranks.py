@@ -129,6 +129,25 @@ def test_two_processes_train_as_one_with_the_whole_batch(
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_one_process_with_two_shares_is_two_to_the_last_bit(
+    case: str, one: dict[str, Any], two: list[dict[str, Any]]
+) -> None:
+    for field in ("parameters", "history", "calls"):
+        assert one["shared"][case][field] == two[0][case][field]
+
+
+def test_one_process_with_one_share_is_two_but_for_last_bits(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    """Twin: float sums of other rows."""
+    assert any(one[case]["parameters"] != two[0][case]["parameters"] for case in CASES)
+
+
+def test_sums_are_made_by_halves(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    """Eight shares of one process and of two; twin: eight are not two."""
+    assert one["eight"] == two[0]["eight"] == two[1]["eight"]
+    assert one["eight"]["parameters"] != two[0]["tokens-reward_backprop"]["parameters"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_only_the_first_process_asks_the_oracle_and_the_judge(
     case: str, one: dict[str, Any], two: list[dict[str, Any]]
 ) -> None:
@@ -192,6 +211,7 @@ def test_more_processes_than_rows_need_do_as_well(one: dict[str, Any], tmp_path:
         ("a reward of its own", 2 * ["StateError: expected the same reward and KL in all 2 processes; got others"]),
         ("a callback", ["KeyError: 'no such gauge'", "StateError: expected the first process to go on; got KeyError"]),
         ("a full disk", 2 * ["StateError: expected to write; got a full disk"]),
+        ("uneven shares", 2 * ["ConfigError: expected shares that 2 processes can run evenly; got 3"]),
         ("a used folder", 2 * ["StateError: expected an empty run folder; got one that holds a run"]),
     ],
 )

@@ -1,7 +1,7 @@
 r"""Several processes as one: a network's rows are split over them, everything else is done alike by all of them.
 
 A network maps rows independently, :math:`y_b = f_\theta(x_b)`. Of ``W`` processes, number ``r`` runs the rows
-:math:`S_r`, a stretch of :math:`\lceil B / W \rceil`; the predictions are gathered, so that all go on with the same
+:math:`S_r`, a share of :math:`\lceil B / W \rceil`; the predictions are gathered, so that all go on with the same
 numbers. For a loss whose gradient :math:`g_b = \partial L / \partial y_b` is then alike everywhere,
 
 .. math:: \frac{\partial L}{\partial x_b} = g_b^T \frac{\partial f_\theta(x_b)}{\partial x_b},
@@ -14,14 +14,18 @@ so the split network is the network itself, gradients included, whatever an algo
 gradients, adjoints. Random numbers, rewards and optimiser steps need nothing, being alike; what must be done once
 (asking a paid reward, writing files) is done by the first process, which tells the others.
 
-Rows that do not fill the last stretch are made up by repeating the last row, whose gradient there is 0.
+Rows that do not fill the last share are made up by repeating the last row, whose gradient there is 0.
+
+Floats of a row depend in their last bits on how many rows are run with it. With ``shares`` given, each process runs
+``shares / W`` of them, one after the other, so that however many processes there are, the network is called with the
+same rows; the sum over :math:`r` in (2) is then made by halves (:mod:`difftilt.core.shares`), so that one process and
+two come to the same to the last bit.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -30,37 +34,43 @@ import torch
 from torch import distributed, nn
 
 from difftilt import errors
-from difftilt.errors import StateError
-from difftilt.types import Float, Int, Shaped, Tensor
+from difftilt.core.shares import Split, count, gathered, rank
+from difftilt.errors import ConfigError, StateError
+from difftilt.types import Float, Tensor
 
 _TOGETHER = ContextVar("together", default=False)
 
 
-def count() -> int:
-    """Number of processes ``W`` that ``torch.distributed`` has joined; 1 without it."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
 def is_first() -> bool:
     """Whether this is the first process, or the only one."""
-    return count() == 1 or distributed.get_rank() == 0
+    return rank() == 0
 
 
 @contextmanager
-def together(*networks: nn.Module) -> Generator[None]:
+def together(*networks: nn.Module, shares: int = 1) -> Generator[None]:
     """All processes run the same inside the block; rows of ``networks`` are split, equations (1) and (2).
 
-    Without other processes nothing changes. The networks are alike in all of them, and are called with rows first:
-    ``(x_t, t, cond)``. A network called by another is not split again.
+    With one process and one share nothing changes. The networks are alike in all processes, and are called with rows
+    first: ``(x_t, t, cond)``. A network called by another is not split again.
+
+    Args:
+        networks: what is split.
+        shares: of all processes; as many as there are processes, or a multiple; 1 is as many.
 
     Raises:
+        ConfigError: shares that cannot be dealt out evenly.
         StateError: a network has other numbers in another process.
     """
-    if count() == 1:
+    shares = count() if shares == 1 else shares
+    if shares % count():
+        raise ConfigError(
+            f"expected shares that {count()} processes can run evenly; got {shares}; choose a multiple of {count()}"
+        )
+    if shares == 1:
         yield
         return
     distinct = list({id(network): network for network in networks}.values())
-    split, token = _Split(), _TOGETHER.set(True)
+    split, token = Split(shares), _TOGETHER.set(count() > 1)
     handles = []
     try:
         for network in distinct:
@@ -68,7 +78,7 @@ def together(*networks: nn.Module) -> Generator[None]:
             handles.append(network.register_forward_pre_hook(split.share))
             handles.append(network.register_forward_hook(split.gather, always_call=True))
         trained = {id(p): p for network in distinct for p in network.parameters() if p.requires_grad}
-        handles += [parameter.register_hook(_sum) for parameter in trained.values()]
+        handles += [parameter.register_hook(_sum) for parameter in trained.values() if count() > 1]
         yield
     finally:
         for handle in handles:
@@ -119,72 +129,13 @@ def refuse_unlike(what: str, numbers: Float[Tensor, " n"]) -> None:
     """
     if not _TOGETHER.get():
         return
-    everyone = _gathered(numbers[None].to(_device()))
+    everyone = gathered(numbers[None].to(_device()))
     unlike = ~torch.isclose(everyone, everyone[:1], rtol=1e-6, atol=1e-12, equal_nan=True).all(1)
     if unlike.any():
         raise StateError(
             f"expected the same {what} in all {count()} processes; got others in process {int(unlike.nonzero()[0])}; "
             "load the same model in each, on the same kind of device, and use no random numbers of its own"
         )
-
-
-class _Split:
-    """The two ends of a split network. Calls inside another's are left whole: their rows are split already."""
-
-    def __init__(self) -> None:
-        self.rows: list[int | None] = []
-        """Rows of the calls under way, the innermost last; ``None``: left whole."""
-
-    def share(self, network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Arguments of this process."""
-        split = not self.rows
-        self.rows.append(len(arguments[0]) if split else None)
-        return tuple(_rows(argument) for argument in arguments) if split else None
-
-    def gather(self, network: nn.Module, arguments: tuple[Any, ...], prediction: Tensor | None) -> Tensor | None:
-        """Predictions of all; there is none if the network raised, as checkpoints do where they have what they need."""
-        n = self.rows.pop()
-        return None if n is None or prediction is None else _Gather.apply(prediction)[:n]
-
-
-def _rows(argument: Any) -> Any:
-    if isinstance(argument, Mapping):
-        return {name: _rows(value) for name, value in argument.items()}
-    return None if argument is None else _Share.apply(argument)
-
-
-class _Share(torch.autograd.Function):
-    """The rows of this process; backward, equation (1)."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Shaped[Tensor, "B *any"]) -> Shaped[Tensor, "S *any"]:
-        ctx.rows = len(whole)
-        size = math.ceil(len(whole) / count())
-        own: Int[Tensor, " S"] = distributed.get_rank() * size + torch.arange(size, device=whole.device)
-        return whole[own.clamp(max=len(whole) - 1)]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Shaped[Tensor, "S *any"]) -> Shaped[Tensor, "B *any"]:
-        return _gathered(gradients[0])[: ctx.rows]
-
-
-class _Gather(torch.autograd.Function):
-    """The rows of all processes; backward, those of this one: the inner sum of (2)."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Shaped[Tensor, "S *any"]) -> Shaped[Tensor, "WS *any"]:
-        ctx.rows = len(own)
-        return _gathered(own)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Shaped[Tensor, "WS *any"]) -> Shaped[Tensor, "S *any"]:
-        return gradients[0].narrow(0, distributed.get_rank() * ctx.rows, ctx.rows)
-
-
-def _gathered(own: Shaped[Tensor, "S *any"]) -> Shaped[Tensor, "WS *any"]:
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(count())]
-    distributed.all_gather(parts, own.contiguous())
-    return torch.cat(parts)
 
 
 def _sum(gradient: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def finetune(
         raise ConfigError("expected alpha > 0 with a KL budget, which finds it; got 0; leave out alpha or the budget")
     anchors = anchors or ([Anchor(pretrained, algorithm.alpha)] if algorithm.alpha else [])
     everyone = (tuned, pretrained, *(anchor.policy for anchor in anchors))
-    with together(*(each.denoiser for each in everyone)):
+    with together(*(each.denoiser for each in everyone), shares=loop.shares):
         state = algorithm.init(tuned, anchors) if conditions is None else algorithm.init(tuned, anchors, conditions)
         streams = Streams(loop.seed, policy.device)
         oracle = recorded_oracle(reward, folder if is_first() else None)

@@ -27,6 +27,9 @@ class LoopConfig:
     ema: float | None = None
     """Decay of a moving average of the tuned parameters, 0 to below 1, which is what the run returns: steadier than
     the last update at large learning rates. The last update is returned when not set; the logged numbers are its."""
+    shares: int = 1
+    """Parts in which each call of the networks is run, one after the other or by several processes: a run with 2 is
+    the same to the last bit in one process and in two. 1 is as many as there are processes."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -40,5 +43,7 @@ class LoopConfig:
             )
         if self.kl_budget is not None and not self.kl_budget > 0:
             raise ConfigError(f"expected a KL budget above 0 nats; got {self.kl_budget}; raise --kl-budget")
+        if self.shares < 1:
+            raise ConfigError(f"expected at least 1 share; got {self.shares}; raise --shares")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ConfigError(f"expected a decay of 0 to below 1; got {self.ema}; correct --ema")

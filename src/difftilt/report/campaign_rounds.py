@@ -45,7 +45,8 @@ class Agreement(NamedTuple):
     pairs: int
     """Designs with both."""
     spearman: float | None
-    """Rank correlation; ``None`` of fewer than :data:`FEWEST`, or where one side does not vary."""
+    """Rank correlation; ``None`` where one side does not vary. This and all below: ``None`` of fewer pairs than
+    :data:`FEWEST`."""
     bias: Mean | None
     """Equation (1)."""
     within_50: int | None
@@ -144,13 +145,13 @@ def failures(designs: Sequence[Design]) -> Counter[str]:
 def agreement(history: History, entry: Round, designs: Sequence[Design]) -> Agreement:
     """How a round's predictions turned out."""
     pairs = [(d.mean, d.value) for d in designs if d.mean is not None and d.value is not None]
-    ranks, bias = None, None
-    if len(pairs) >= FEWEST:
-        mean, value = torch.tensor(pairs, dtype=torch.float64).T
-        ranks, bias = finite(spearman(mean, value)), mean_of((value - mean).tolist())
+    if len(pairs) < FEWEST:
+        return Agreement(len(pairs), None, None, None, None)
+    mean, value = torch.tensor(pairs, dtype=torch.float64).T
+    ranks, bias = finite(spearman(mean, value)), mean_of((value - mean).tolist())
     told = {name: finite(entry.facts.get(name)) for name in SPREAD}
     known = all(design.std is not None for design in designs if design.mean is not None)
-    if not pairs or not known or None in told.values() or not told["factor"]:
+    if not known or None in told.values() or not told["factor"]:
         return Agreement(len(pairs), ranks, bias, None, None)
     forecast = forecast_of(history, entry.number)
     assert forecast is not None
@@ -174,8 +175,8 @@ def noise(designs: Sequence[Design]) -> tuple[float, int] | None:
     spare = sum(len(values) - 1 for values in several)
     if spare < FEWEST:
         return None
-    squared = sum((value - sum(values) / len(values)) ** 2 for values in several for value in values)
-    return math.sqrt(squared / spare), len(several)
+    apart = [value - sum(values) / len(values) for values in several for value in values]
+    return math.hypot(*apart) / math.sqrt(spare), len(several)
 
 
 def digits(history: History) -> int:

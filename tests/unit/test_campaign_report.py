@@ -222,6 +222,27 @@ def test_the_line_of_the_best_rises_to_the_best_and_never_falls(history: History
         assert level == pytest.approx(bottom + (value - low) / (high - low) * (top - bottom), abs=0.05)
 
 
+def test_the_best_stays_the_best_until_a_better_one_comes(tmp_path: Path) -> None:
+    campaign = begin(str(tmp_path / "lab"))
+    for value in (0.5, 0.3, 0.4, 0.6):
+        (design,) = campaign.propose(1, proposer=letters)
+        campaign.record([{"id": design.id, "value": value}])
+    history = campaign.history()
+    assert [view.best and view.best.value for view in views(history)] == [0.5, 0.5, 0.5, 0.6]
+    text = words(section(campaign_page(history), "rounds"))
+    said = (
+        "with 0.300; d00001 of round 1",
+        "with 0.400; d00001 of round 1",
+        "with 0.600, above d00001 of round 1, 0.500.",
+    )
+    assert all(sentence in text for sentence in said)
+    path = re.search(r'class="curve" d="M([^"]+)"', drawn(campaign_page(history), "measured value"))
+    assert path is not None
+    levels = [float(point.split()[1]) for point in path.group(1).split("L")]
+    assert len(set(levels[:6])) == 1
+    assert levels[5] > levels[6] == levels[7]
+
+
 def test_intervals_and_ranks_are_those_of_the_measurements(tmp_path: Path) -> None:
     """By hand: model std 0.8 = 2 * sqrt(0.4^2 + 0^2) / 2 tempered by 2, noise 0.6: one measurement's std is 1."""
     campaign = begin(str(tmp_path / "lab"))
@@ -272,9 +293,10 @@ def test_drawings_put_designs_where_their_numbers_are(tmp_path: Path) -> None:
     campaign.propose(proposer=picking(*[Candidate(texts[6 + i], mean=m, std=0.25) for i, m in enumerate(means[:4])]))
     text = campaign_page(campaign.history())
     scatter = drawn(text, "Round 1: measured")
-    corner = re.search(r'class="target" x1="([\d.]+)" y1="([\d.]+)"', scatter)
+    corner = re.search(r'class="target" x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)"', scatter)
     assert corner is not None
-    left, bottom = map(float, corner.groups())
+    left, bottom, right, top = map(float, corner.groups())
+    assert right - left == bottom - top
     dots = re.findall(r'class="mark reward" cx="([\d.]+)" cy="([\d.]+)"', scatter)
     above = [(bottom - float(y)) - (float(x) - left) for x, y in dots]
     assert above[:3] == [pytest.approx(0.0, abs=0.02)] * 3
@@ -295,7 +317,9 @@ def test_drawings_put_designs_where_their_numbers_are(tmp_path: Path) -> None:
     assert [float(full) for full, _ in wells] == [0.15, 0.43, 0.72, 1.0]
     bar = re.findall(r'class="part (\w+)".*?width="([\d.]+)"', drawn(text, "Budget"))
     total = sum(float(width) for _, width in bar)
-    assert {kind: round(10 * float(width) / total) for kind, width in bar} == {"reward": 5, "failed": 1, "pending": 4}
+    wide = {kind: pytest.approx(10 * float(width) / total, abs=0.001) for kind, width in bar}
+    assert wide == {"reward": 5, "failed": 1, "pending": 4}
+    assert total == pytest.approx(436, abs=0.02)
 
 
 def test_shares_over_rounds_are_those_of_the_rounds(tmp_path: Path) -> None:

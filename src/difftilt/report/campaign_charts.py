@@ -21,6 +21,8 @@ WIDE = 440
 LEFT, TOP = 44, 24
 STRIP = 15
 """Height of a strip of marks without a value."""
+CROWD = 300
+"""Measurements beyond which dots are smaller."""
 STRIPS = ((FAILED, "failed"), (PENDING, "pending"))
 
 Text = Callable[[float | None], str]
@@ -49,34 +51,31 @@ def over_rounds(rounds: Sequence[RoundView], *, label: str, text: Text) -> Marku
         canvas.text(2, 12, label, "label strong")
         canvas.left_axis(y, LEFT, right)
         _best(canvas, rounds, y, width)
-    every = -(-len(rounds) // 20)
+    levels = {state: floor + STRIP * (k + 0.5) + 2 for k, (state, _) in enumerate(strips)}
+    for state, name in strips:
+        canvas.text(2, levels[state] + 3.5, name, "tick")
+    every, radius = -(-len(rounds) // 20), 2.2 if len(values) <= CROWD else 1.5
     for i, view in enumerate(rounds):
         left = LEFT + width * i
         canvas.line(left, TOP, left, bottom, "rule")
         if i % every == 0:
             canvas.text(left + width / 2, bottom + 14, str(view.number), "tick", "middle")
         for j, design in enumerate(view.designs):
-            _design(canvas, design, left + width * (0.06 + 0.88 * (j + 0.5) / len(view.designs)), y, text)
-    for k, (state, name) in enumerate(strips):
-        level = floor + STRIP * (k + 0.5) + 2
-        canvas.text(2, level + 3.5, name, "tick")
-        for i, view in enumerate(rounds):
-            for j, design in enumerate(view.designs):
-                if design.state == state:
-                    place = LEFT + width * (i + 0.06 + 0.88 * (j + 0.5) / len(view.designs))
-                    _valueless(canvas, design, place, level)
+            x = left + width * (0.06 + 0.88 * (j + 0.5) / len(view.designs))
+            if y is not None:
+                _measured(canvas, design, x, y, radius, text)
+            if design.state in levels:
+                _valueless(canvas, design, x, levels[design.state])
     canvas.line(LEFT, bottom, right, bottom, "axis")
     canvas.text((LEFT + right) / 2, bottom + 30, "round, designs in the order of the plate", "label", "middle")
     return canvas.markup()
 
 
-def _design(canvas: Canvas, design: Design, x: float, y: Scale | None, text: Text) -> None:
-    if y is None or not design.values:
-        return
+def _measured(canvas: Canvas, design: Design, x: float, y: Scale, radius: float, text: Text) -> None:
     if len(design.values) > 1:
         canvas.line(x, y(min(design.values)), x, y(max(design.values)), "whisker")
     for value in design.values:
-        canvas.mark(x, y(value), "reward", radius=2.2, title=f"{design.id}: {text(value)}")
+        canvas.mark(x, y(value), "reward", radius=radius, title=f"{design.id}: {text(value)}")
 
 
 def _valueless(canvas: Canvas, design: Design, x: float, level: float) -> None:

@@ -18,7 +18,10 @@ from campaign_parts import begin, letters, results, rows
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.history import CampaignSettings, Design, History, Measurement
 from difftilt.campaigns.proposer import Candidate, Proposal
+from difftilt.campaigns.settings import Picking, Tuning
+from difftilt.campaigns.strategies import strategy
 from difftilt.errors import ConfigError
+from difftilt.problems.landscapes import corrected, random_pairwise
 from difftilt.report.campaign import campaign_page, corrections, write_campaign_report
 from difftilt.report.campaign_lessons import coverage_verdict, ranks_verdict
 from difftilt.report.campaign_rounds import Agreement, alphabet_of, digits, noise, views
@@ -266,6 +269,43 @@ def test_intervals_and_ranks_are_those_of_the_measurements(tmp_path: Path) -> No
     assert "4 of 6 lie within their 90 % intervals." in text
     assert "Predicted and measured ranks correlate by 1.00: better than chance." in text
     assert "Its policy lies 1.5 nats from the pretrained one." in text
+
+
+def test_a_campaign_of_seiko_tells_what_the_next_round_was_told(tmp_path: Path) -> None:
+    """Facts have the names under which strategies keep them, and agreement is what the next round calls last_round."""
+    problem = random_pairwise(5, 4, alpha=0.5, target_kl=2.0, seed=4)
+    policy = corrected(problem.pretrained, hidden=32)
+    tuning = Tuning(alpha=0.5, beta=0.5, updates=2, paths=16)
+    campaign = begin(
+        str(tmp_path / "lab"),
+        budget=60,
+        batch=12,
+        strategy="seiko-ucb",
+        tuning=tuning,
+        picking=Picking(surrogate="linear"),
+    )
+    for left in (2, 1, 0):
+        plate = campaign.propose(proposer=strategy("seiko-ucb")(policy, campaign.folder))
+        if left:
+            values = torch.as_tensor(problem.reward([design.design for design in plate])).tolist()
+            campaign.record([{"id": d.id, "value": v} for d, v in zip(plate, values, strict=True)])
+    history = campaign.history()
+    found, told = views(history)[1].agreement, history.rounds[2].facts["last_round"]
+    assert found.pairs == told["rows"] == 12
+    assert (found.within_50, found.within_90) == (12 * told["coverage_50"], 12 * told["coverage_90"])
+    assert found.spearman == told["spearman"]
+    text = campaign_page(history)
+    facts = [entry.facts for entry in history.rounds[1:]]
+    shown = set(numbers(text))
+    for name in ("surrogate_calls", "drawn", "seconds_fit"):
+        assert name in facts[0]
+    assert sum(entry["surrogate_calls"] for entry in facts) in shown
+    assert {entry["held_out"][key] for entry in facts for key in ("spearman", "coverage_90")} <= shown
+    said = words(section(text, "rounds"))
+    assert f"{found.within_90} of 12 lie within their 90 % intervals" in said
+    assert said.count("nats from the pretrained one") == said.count("from that of the round before") == 2
+    assert "after learning from 24 results" in said
+    assert "glyph-" in text
 
 
 def test_without_a_stated_spread_there_is_no_coverage(history: History, page: str) -> None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from difftilt.campaigns.history import FAILED, MEASURED, PENDING, WITHDRAWN, Design
+from difftilt.campaigns.keeping import PRETRAINED
 from difftilt.campaigns.simulation.summary import Mean
 
 from .campaign_rounds import FEWEST, Agreement, RoundView
@@ -25,7 +26,6 @@ RARE = 0.025
 """Probability below which chance is no explanation."""
 SMALL = 1e-4
 """Errors below which decimals would be all zeros."""
-PRETRAINED = "p_pre"
 
 
 def learned(view: RoundView, rounds: Sequence[RoundView], words: Words) -> list[tuple[str, str]]:
@@ -49,8 +49,7 @@ def learned(view: RoundView, rounds: Sequence[RoundView], words: Words) -> list[
 def _origin(view: RoundView) -> str:
     maker = f"proposed by {view.entry.model}"
     if view.entry.model == PRETRAINED:
-        picked = any(design.mean is not None for design in view.designs)
-        maker = f"{'picked from draws of' if picked else 'drawn from'} the pretrained model"
+        maker = "drawn from the pretrained model"
     rows = view.fact("rows")
     known = f", after learning from {counted(round(rows), 'result')}" if rows else ""
     return f"{counted(len(view.designs), 'design')} {maker}{known}: {states(view.designs)}."

@@ -43,6 +43,7 @@ def test_a_campaign_from_the_first_plate_to_the_last_result(difftilt, work, task
     assert difftilt("campaign", "status", "lab").out.count("7 measured") == 1
     assert len(difftilt("campaign", "history", "lab").out.splitlines()) == 6
     assert difftilt("campaign", "export", "lab", "-o", "all.csv").out == "7 rows in all.csv\n"
+    assert difftilt("campaign", "report", "lab").out == "3 rounds in campaigns/lab/report.html\n"
 
 
 def test_a_second_plate_by_mistake_costs_nothing_and_a_lost_one_is_written_again(difftilt, work, task):
@@ -62,6 +63,8 @@ def test_a_data_base_of_ones_own_is_named_by_its_url(difftilt, work, task, place
     assert len(difftilt("campaign", "propose", url).out.splitlines()) == 4
     assert difftilt("campaign", "withdraw", url, "d00002", "--reason", "lost").out == "1 withdrawn; 5 of 7 left\n"
     assert "2 pending" in difftilt("campaign", "status", url).out
+    assert "expected -o FILE with the URL" in difftilt("campaign", "report", url).err
+    assert difftilt("campaign", "report", url, "-o", "own.html").out == "1 round in own.html\n"
     assert not Path("campaigns").exists()
 
 
@@ -103,6 +106,7 @@ def test_a_plate_is_not_written_over_a_file_and_nothing_is_proposed_for_it(difft
         (["withdraw", "lab", "--reason", "x"], "got no IDS"),
         (["withdraw", "lab", "d00001", "--reason", "x"], "d00001 (unknown)"),
         (["export", "lab", "-o", "all.doc"], "all.doc"),
+        (["report", "lab", "-o", "plate.csv"], ".html for a report"),
         (["new", "other"], "expected --task"),
         (["new", "other", "--task", "utr-mlr"], "did you mean 'utr-mrl'?"),
         (["new", "other", "--task", "utr-mrl", "--strategy", "rnadom"], "did you mean 'random'?"),
@@ -125,7 +129,9 @@ def test_a_mistake_is_one_line_with_what_to_do_and_changes_nothing(difftilt, wor
 
 def test_help_names_every_action(difftilt, work):
     for words in (["campaign"], ["campaign", "--help"]):
-        assert all(name in difftilt(*words).out for name in ("new", "propose", "record", "withdraw", "export"))
+        assert all(
+            name in difftilt(*words).out for name in ("new", "propose", "record", "withdraw", "export", "report")
+        )
 
 
 def test_a_command_that_is_killed_leaves_a_whole_round_or_none(difftilt, work, task):

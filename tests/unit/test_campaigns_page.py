@@ -28,7 +28,7 @@ def test_the_worked_example_runs(
     for name, text in zip(("results-1.csv", "typing-error.csv"), blocks("csv"), strict=True):
         Path(name).write_text(text)
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     said = {}
     for line in commands:
         command, *words = shlex.split(line)
@@ -40,6 +40,7 @@ def test_the_worked_example_runs(
     assert "1 withdrawn: no oligo" in said["history"]
     assert "typing-error.csv: 1 results, 0 failed, 1 corrections" in said["history"]
     assert len(Path("all.csv").read_text().splitlines()) == 1 + 8 + 1
+    assert Path("campaigns/sites/report.html").read_text(encoding="utf-8").count("d00006") == 1, "withdrawn, told once"
     Path("bad.csv").write_text("id,value\n2026-05-01,0.5\nd00005,#N/A\n")
     assert main(["campaign", "record", "sites", "bad.csv"]) == 2
     assert capsys.readouterr().err == blocks("text")[1]

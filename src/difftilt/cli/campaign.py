@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import tyro
 
@@ -17,17 +17,15 @@ from difftilt.campaigns.history import PENDING, CampaignSettings
 from difftilt.campaigns.plate import check_plate, plate_text, write_plate
 from difftilt.campaigns.results import ResultsError
 from difftilt.campaigns.settings import Constraints, Picking, Tuning
-from difftilt.campaigns.store import FILE
 from difftilt.campaigns.strategies import strategy
 from difftilt.cli import flags
+from difftilt.cli.campaign_place import ROOT, Name, find
+from difftilt.cli.campaign_report import SUMMARY as REPORT
+from difftilt.cli.campaign_report import report
 from difftilt.cli.campaign_simulate import SUMMARY, simulate
 from difftilt.cli.campaign_told import event_lines, propose_aloud, status_lines
 from difftilt.cli.progress import say
 from difftilt.errors import ConfigError, DataError, StateError, nearest
-
-ROOT = Path("campaigns")
-"""Where campaigns are, in the working directory."""
-Name: TypeAlias = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
 
 
 def command(argv: Sequence[str]) -> None:
@@ -226,29 +224,10 @@ ACTIONS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "status": (status, "show what is spent, pending and best"),
     "history": (history, "show what happened, in order"),
     "export": (export, "write everything known as one table"),
+    "report": (report, REPORT),
     "withdraw": (withdraw, "take pending designs back into the budget"),
     "simulate": (simulate, SUMMARY),
 }
-
-
-def find(name: str) -> str | Path:
-    """Where a campaign is, by its name, its folder or its URL.
-
-    Raises:
-        ConfigError: there is none of that name; the nearest is named.
-        StateError: there is none at all.
-    """
-    if "://" in name:
-        return name
-    for folder in (ROOT / name, Path(name)):
-        if (folder / FILE).is_file():
-            return folder
-    known = [path.parent.name for path in ROOT.glob(f"*/{FILE}")]
-    if not known:
-        raise StateError(
-            f"expected a campaign '{name}' in ./{ROOT}; got none there; begin one with `difftilt campaign new`"
-        )
-    raise nearest(name, known, what="campaign")
 
 
 def _parse(kind: type[flags.T], argv: Sequence[str], action: str) -> flags.T:

@@ -36,9 +36,11 @@ def curve(
     *,
     label: str,
     include: Sequence[float] = (),
-    target: float | None = None,
+    targets: Sequence[float] = (),
     height: float = 210,
     calls: bool = True,
+    over: str = "step",
+    first: float = 0,
 ) -> Markup | None:
     """Numbers over steps, with the oracle calls they had cost along the top; ``None`` if no step has any.
 
@@ -47,25 +49,27 @@ def curve(
         series: what to draw; steps without a number are skipped.
         label: of the vertical axis, with its unit.
         include: values the axis must reach.
-        target: drawn as a dashed line.
+        targets: drawn as dashed lines.
         height: of the drawing.
         calls: whether the oracle calls are shown.
+        over: what the records' steps are.
+        first: where the horizontal axis begins.
     """
     lines = {line: _points(records, line.key) for line in series}
     values = [value for points in lines.values() for _, value in points]
     if not values:
         return None
     top, bottom = 46 if calls else 24, height - 36
-    canvas = Canvas(CURVE_WIDTH, height, f"{label} over training steps")
+    canvas = Canvas(CURVE_WIDTH, height, f"{label} over {over}s")
     steps = [record["step"] for record in records]
-    x = spanning(steps, LEFT, RIGHT, include=[0, max(steps)])
-    y = spanning(values if target is None else [*values, target], bottom, top, include=include)
+    x = spanning(steps, LEFT, RIGHT, include=[first, max(steps)])
+    y = spanning([*values, *targets], bottom, top, include=include)
     canvas.text(2, 12, label, "label strong")
     canvas.left_axis(y, LEFT, RIGHT)
-    ticks = canvas.bottom_axis(x, bottom, top, label="step", whole=True)
+    ticks = canvas.bottom_axis(x, bottom, top, label=over, whole=True)
     if calls:
         _oracle_axis(canvas, records, x, ticks, top)
-    if target is not None:
+    for target in targets:
         canvas.line(LEFT, y(target), RIGHT, y(target), "target")
     for line, points in lines.items():
         pixels = [(x(step), y(value)) for step, value in points]

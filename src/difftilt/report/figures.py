@@ -92,7 +92,11 @@ def learning(facts: RunFacts) -> list[Figure]:
             (charts.curve(records, [judge], label=f"Judge, {facts.score_name}"), "", [judge_key]),
         ]
     spent = charts.curve(
-        records, [Series("kl_nats", "plain")], label="KL to pretrained, nats", include=[0.0], target=budget
+        records,
+        [Series("kl_nats", "plain")],
+        label="KL to pretrained, nats",
+        include=[0.0],
+        targets=[] if budget is None else [budget],
     )
     note = "path KL of the batch" + ("" if budget is None else f"; dashed: the budget of {given(budget)} nats")
     drawings.append((spent, note, []))

@@ -91,6 +91,11 @@ class Canvas:
             template = '<circle class="mark {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
             self.add(template, kind, float(x), float(y), float(radius), title)
 
+    def cross(self, x: float, y: float, *, title: str = "") -> None:
+        """A mark of what has no value."""
+        shape = "M{0} {2}L{1} {3}M{0} {3}L{1} {2}".format(*map(_short, (x - 3.0, x + 3.0, y - 3.0, y + 3.0)))
+        self.add('<path class="cross" d="{}"><title>{}</title></path>', shape, title)
+
     def bottom_axis(self, scale: Scale, y: float, top: float, *, label: str, whole: bool = False) -> list[float]:
         """Ticks, grid lines up to ``top`` and a label below a horizontal axis; the tick values."""
         ticks, places = scale.ticks(whole=whole)

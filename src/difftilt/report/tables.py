@@ -178,7 +178,7 @@ def top_designs(facts: RunFacts) -> tuple[list[dict[str, Any]], int]:
 
 def settings(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
     """Every table of ``config.toml`` but task and provenance, flattened."""
-    tables = {name: _flat(value) for name, value in facts.config.items() if isinstance(value, Mapping)}
+    tables = {name: flat(value) for name, value in facts.config.items() if isinstance(value, Mapping)}
     loose = [(key, _setting(value)) for key, value in facts.config.items() if not isinstance(value, Mapping)]
     ordered = sorted(
         tables, key=lambda name: METHOD_TABLES.index(name) if name in METHOD_TABLES else len(METHOD_TABLES)
@@ -189,14 +189,15 @@ def settings(facts: RunFacts) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def provenance(facts: RunFacts) -> list[tuple[str, str]]:
     """What made the run."""
-    return _flat(facts.table("provenance"))
+    return flat(facts.table("provenance"))
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A table's names and values; those of tables inside it by dotted names."""
     rows = []
     for key, value in table.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((prefix + str(key), _setting(value)))
     return rows
@@ -205,6 +206,6 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(_setting(entry) for entry in value)
     return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,35 @@
+"""Where campaigns are: by name in the working directory, by folder, by URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import tyro
+
+from difftilt.campaigns.store import FILE
+from difftilt.errors import StateError, nearest
+
+ROOT = Path("campaigns")
+"""Where campaigns are, in the working directory."""
+Name: TypeAlias = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+
+
+def find(name: str) -> str | Path:
+    """Where a campaign is, by its name, its folder or its URL.
+
+    Raises:
+        ConfigError: there is none of that name; the nearest is named.
+        StateError: there is none at all.
+    """
+    if "://" in name:
+        return name
+    for folder in (ROOT / name, Path(name)):
+        if (folder / FILE).is_file():
+            return folder
+    known = [path.parent.name for path in ROOT.glob(f"*/{FILE}")]
+    if not known:
+        raise StateError(
+            f"expected a campaign '{name}' in ./{ROOT}; got none there; begin one with `difftilt campaign new`"
+        )
+    raise nearest(name, known, what="campaign")

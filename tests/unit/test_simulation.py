@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from difftilt.campaigns.simulation import study
 from difftilt.campaigns.simulation.landscape import Landscape
 from difftilt.campaigns.simulation.measures import Row
 from difftilt.campaigns.simulation.runner import Simulated, run
-from difftilt.campaigns.simulation.summary import final_means, markdown, mean_of, mean_ranks
+from difftilt.campaigns.simulation.summary import (
+    differences,
+    final_means,
+    markdown,
+    mean_of,
+    mean_ranks,
+    pooled_coverage,
+)
 from difftilt.errors import ConfigError, StateError
 from difftilt.lab.landscapes import BINDING, GROUPS, MAKERS, landscape, names_of, unit_of
 from difftilt.lab.simulation import simulate
@@ -197,6 +205,30 @@ def test_the_smallest_regret_is_first_and_strategies_without_one_are_left_out() 
     assert means["regret"] is not None
     assert means["regret"].mean == 0.5
     assert means["coverage_90"] is None
+
+
+def test_differences_are_paired_by_task_or_by_seed_where_there_is_one_task() -> None:
+    """By hand; unpaired, the interval would be that of values which differ by 8 between tasks."""
+    rows = [
+        row("x", "a", 0, 1.0, number=1), row("x", "a", 0, 2.0, number=2), row("x", "a", 1, 4.0), row("y", "a", 0, 11.0),
+        row("x", "b", 0, 1.0), row("x", "b", 1, 3.0), row("y", "b", 0, 8.0), row("x", "c", 0, 0.0),
+    ]  # fmt: skip
+    found = differences(rows, "best")
+    assert found["a"].keys() == {"b"}, "c has not finished the same"
+    assert found["a"]["b"] == mean_of([3.0 - 2.0, 11.0 - 8.0])
+    assert found["b"]["a"].mean == -2.0
+    one = differences([r for r in rows if r.task == "x" and r.strategy != "c"], "best")
+    assert one["a"]["b"] == mean_of([1.0, 1.0])
+    assert differences(rows, "regret") == {}
+    assert "| a |  | 2.000 ± 12.706 |" in markdown([r for r in rows if r.strategy != "c"])
+
+
+def test_coverage_is_pooled_from_the_third_round_on() -> None:
+    rows = [
+        replace(row("x", "a", 0, 1.0, number=n), coverage_90=share) for n, share in enumerate((0.1, 0.2, 0.8, 1.0), 1)
+    ]
+    assert pooled_coverage([*rows, row("x", "b", 0, 1.0, number=3)]) == {"a": pytest.approx(0.9)}
+    assert "| a | 90.0 % |" in markdown(rows)
 
 
 def test_a_study_keeps_what_is_finished_and_goes_on_without_what_failed(tmp_path: Path) -> None:

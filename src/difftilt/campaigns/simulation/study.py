@@ -21,7 +21,7 @@ from pathlib import Path
 from difftilt.campaigns.simulation.figures import draw_ranks, draw_task
 from difftilt.campaigns.simulation.measures import Row
 from difftilt.campaigns.simulation.runner import RESULT, Simulated
-from difftilt.campaigns.simulation.summary import BETTER, markdown, mean_ranks, unique
+from difftilt.campaigns.simulation.summary import BETTER, differences, markdown, mean_ranks, pooled_coverage, unique
 from difftilt.data.files import replacing
 from difftilt.data.writers import write_designs
 from difftilt.errors import DiffTiltError, StateError
@@ -148,7 +148,17 @@ def write(output: Path, settings: Simulated, unit_of: Callable[[str], str]) -> l
     names = [field.name for field in dataclasses.fields(Row)]
     write_designs(output / "rounds.csv", {name: [getattr(row, name) for row in rows] for name in names})
     ranks = {by: {name: dataclasses.asdict(mean) for name, mean in mean_ranks(rows, by).items()} for by in BETTER}
-    facts = {"settings": dataclasses.asdict(settings), "mean_ranks": ranks, **provenance()}
+    paired = {
+        by: {name: {other: dataclasses.asdict(mean) for other, mean in own.items()} for name, own in found.items()}
+        for by, found in ((by, differences(rows, by)) for by in BETTER)
+    }
+    facts = {
+        "settings": dataclasses.asdict(settings),
+        "mean_ranks": ranks,
+        "paired_differences": paired,
+        "coverage_90_from_round_3": pooled_coverage(rows),
+        **provenance(),
+    }
     for name, text in {"summary.json": json.dumps(facts, indent=1) + "\n", "summary.md": markdown(rows)}.items():
         with replacing(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

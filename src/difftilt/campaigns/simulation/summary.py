@@ -5,7 +5,9 @@ An interval of a mean over ``n`` seeds, or tasks, is Student's,
 .. math:: \bar x \pm t_{0.975, n - 1}\, s / \sqrt n                                                          \qquad (1)
 
 none with one of them. Strategies are ranked on each task and seed, 1 the best, ties sharing their mean rank; ranks are
-averaged over a task's seeds, then over tasks, with (1) over tasks: tasks are what one would generalise over.
+averaged over a task's seeds, then over tasks, with (1) over tasks: tasks are what one would generalise over. Two
+strategies are compared the same way, by (1) of their differences on each task, seeds averaged, or, where there is one
+task, on each seed.
 """
 
 from __future__ import annotations
@@ -90,6 +92,37 @@ def mean_ranks(rows: Sequence[Row], by: str) -> dict[str, Mean]:
     return {name: mean for name, mean in found.items() if mean is not None}
 
 
+def final_values(rows: Sequence[Row], by: str) -> dict[str, dict[str | int, float]]:
+    """Of each strategy, the last round's value by task, seeds averaged; by seed where there is one task."""
+    finals = [row for row in last(rows) if getattr(row, by) is not None]
+    many = len({row.task for row in rows}) > 1
+    found: dict[str, dict[str | int, list[float]]] = {}
+    for row in finals:
+        found.setdefault(row.strategy, {}).setdefault(row.task if many else row.seed, []).append(getattr(row, by))
+    return {name: {unit: statistics.fmean(each) for unit, each in own.items()} for name, own in found.items()}
+
+
+def differences(rows: Sequence[Row], by: str) -> dict[str, dict[str, Mean]]:
+    """Mean of the first strategy less that of the second, paired; of those that have ``by`` on the same units."""
+    values = final_values(rows, by)
+    found: dict[str, dict[str, Mean]] = {name: {} for name in values}
+    for first, own in values.items():
+        for second, other in values.items():
+            mean = mean_of(own[unit] - other[unit] for unit in own) if own.keys() == other.keys() else None
+            if first != second and mean is not None:
+                found[first][second] = mean
+    return found
+
+
+def pooled_coverage(rows: Sequence[Row], first: int = 3) -> dict[str, float]:
+    """Share of the measurements of round ``first`` and later within the 90 % intervals forecast of them."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.round >= first and row.coverage_90 is not None:
+            found.setdefault(row.strategy, []).append(row.coverage_90)
+    return {name: statistics.fmean(each) for name, each in found.items()}
+
+
 COLUMNS = {
     "best": "best found",
     "top_share": "top share",
@@ -131,6 +164,7 @@ def markdown(rows: Sequence[Row]) -> str:
         lines = [[name, *(_cell(found.get(name), "rank") for found in by_what.values())] for name in names]
         tasks = max(mean.n for found in by_what.values() for mean in found.values())
         parts.append(f"## Over {tasks} task{'s' if tasks > 1 else ''}\n\n" + _table(["strategy", *head], lines))
+    parts += _compared(rows)
     for task in unique(rows, lambda row: row.task):
         means = {
             name: final_means(rows, task, name)
@@ -140,6 +174,23 @@ def markdown(rows: Sequence[Row]) -> str:
         lines = [[name, *(_cell(found[column], column) for column in shown)] for name, found in means.items()]
         parts.append(f"## {task}\n\n" + _table(["strategy", *(COLUMNS[column] for column in shown)], lines))
     return "\n".join(parts)
+
+
+def _compared(rows: Sequence[Row]) -> list[str]:
+    """Strategies against one another, and how far their forecasts could be trusted."""
+    parts = []
+    for by, name in {"regret": "Regret of J", "best": "Best found"}.items():
+        found = differences(rows, by)
+        if any(found.values()):
+            lines = [[first, *(_cell(own.get(second), by) for second in found)] for first, own in found.items()]
+            told = f"## {name}, paired\n\nThe row's strategy less the column's, after the last round.\n\n"
+            parts.append(told + _table(["", *found], lines))
+    covered = pooled_coverage(rows)
+    if covered:
+        lines = [[name, f"{100 * share:.1f} %"] for name, share in covered.items()]
+        told = "## Measurements within the 90 % intervals forecast of them\n\nFrom round 3 on, all tasks and seeds.\n\n"
+        parts.append(told + _table(["strategy", "within"], lines))
+    return parts
 
 
 def _cell(mean: Mean | None, column: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,25 @@ from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import CampaignSettings, History
 from difftilt.campaigns.keeping import MODELS
-from difftilt.campaigns.learning import forecast_of, learn, learner
+from difftilt.campaigns.learning import fit, forecast_of, learn, learner
 from difftilt.campaigns.online import Online, draw_paths, learn_from
 from difftilt.campaigns.settings import Constraints, Picking, Tuning
 from difftilt.campaigns.strategies import STRATEGIES, strategy
 from difftilt.campaigns.update import ALGORITHMS, algorithm_for
+from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import rollout
-from difftilt.errors import ConfigError, StateError
+from difftilt.errors import ConfigError, DataError, StateError
 from difftilt.problems.landscapes import corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.surrogates.ensemble import Ensemble
 from difftilt.surrogates.gaussian_process import GaussianProcess
+from difftilt.surrogates.measurements import Measurements
 
 QUICK = Tuning(alpha=0.5, beta=0.5, updates=3, paths=16, learning_rate=5e-3)
 LEARNED = [name for name in STRATEGIES if name not in ("random", "online-ppo", "genetic", "batch-bo")]
+BLIND = ("random", "online-ppo")
+BRED = ("genetic", "batch-bo")
 OF_A_SURROGATE = ["seiko-ucb", "seiko-thompson", "greedy", "conservative", "non-adaptive", "guidance"]
 
 
@@ -180,10 +185,8 @@ def test_constraints_hold_in_every_plate_of_every_strategy(
             assert "CG" not in design.design
             assert sum(letter in "GC" for letter in design.design) <= 4
             assert design.design != "GACGT"
-        dropped = campaign.status().facts.get(
-            "dropped_constraints", 0
-        )  # the yardsticks breed, and filter nothing drawn
-        assert dropped == 0, "one letter a step: nothing is filtered"
+        dropped = campaign.status().facts["dropped_constraints"]
+        assert (dropped == 0) == (name not in BRED), "one letter a step: nothing is filtered but what is bred"
 
 
 def test_a_tuned_plate_is_better_than_a_random_one(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
@@ -325,6 +328,116 @@ def test_designs_measured_before_the_campaign_are_learned_from_and_cost_nothing(
     assert campaign.history().rounds[0].facts["rows"] == len(names)
     assert campaign.history().rounds[0].model != "p_pre"
     assert campaign.status().spent == len(plate) == 12
+
+
+REPEATED = [
+    [{"id": "d00001", "value": 0.5}, {"id": "d00001", "value": 0.6, "replicate": 2}],
+    [{"id": "d00001", "value": 0.5}, {"id": "d00001", "value": 0.7, "replicate": 2}, {"id": "d00002", "value": 0.6}],
+    [{"id": "d00001", "value": 0.5}],
+    [],
+]
+"""Results in which no two designs have different means: one in replicates, two with one mean, one, none."""
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in BLIND])
+@pytest.mark.parametrize("results", REPEATED, ids=["replicates", "equal means", "one value", "none"])
+def test_while_no_two_designs_have_different_means_a_plate_of_p_pre_follows(
+    tmp_path: Path, pretrained: Policy, name: str, results: list[dict[str, Any]]
+) -> None:
+    """Whatever their replicates are; the twin below learns from one value more."""
+    campaign = begun(tmp_path / "a", name)
+    there = {row["id"] for row in results}
+    lost = [{"id": d.id, "status": "failed: lost"} for d in propose(campaign, pretrained) if d.id not in there]
+    campaign.record([*results, *lost])
+    assert {design.reason for design in propose(campaign, pretrained)} == {"drawn from p_pre"}
+
+
+def test_two_designs_of_different_means_are_learned_from(tmp_path: Path, pretrained: Policy) -> None:
+    for name in ("greedy", *BRED):
+        campaign = begun(tmp_path / name, name)
+        propose(campaign, pretrained)
+        campaign.record([*REPEATED[0], {"id": "d00002", "value": 0.6}])
+        assert {design.reason for design in propose(campaign, pretrained)} != {"drawn from p_pre"}
+
+
+def earlier(place: Path, policy: Policy, problem: TiltedProblem, every: int = 4) -> tuple[Path, list[str]]:
+    """A file of designs measured before the campaign, written as RNA in lower case."""
+    names = policy.codec.decode(problem.chain.designs[::every])
+    scores = torch.as_tensor(problem.reward(names)).tolist()
+    file = place / "before.csv"
+    lines = [f"{name.lower().replace('t', 'u')},{score:.6f}" for name, score in zip(names, scores, strict=True)]
+    file.write_text("\n".join(["sequence,score", *lines]))
+    return file, names
+
+
+@pytest.fixture
+def reading(pretrained: Policy) -> Policy:
+    """The same policy, whose codec reads U as T."""
+    policy = pretrained.frozen_copy()
+    policy.codec = TokenCodec("ACGT", 5, {"U": "T"})
+    return policy
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_designs_measured_before_the_campaign_are_never_proposed(
+    tmp_path: Path, problem: TiltedProblem, reading: Policy, name: str
+) -> None:
+    """Half of all designs within reach are known; the twin without the file proposes some of them."""
+    file, names = earlier(tmp_path, reading, problem, 2)
+    near = Constraints(parent=names[0], mutations=2)
+    kept = {"constraints": near, "batch": 8, "budget": 16}
+    told = Picking(surrogate="linear", start=str(file))
+    campaign = play(begun(tmp_path / "a", name, picking=told, **kept), reading, problem.reward, 1)
+    plate = propose(campaign, reading)
+    known = {design.design for design in campaign.history().designs}
+    assert len(plate) > 4
+    assert not known & set(names)
+    assert campaign.history().rounds[-1].facts["dropped_known"] > 0
+    twin = play(begun(tmp_path / "b", name, **kept), reading, problem.reward, 1)
+    assert {design.design for design in twin.history().designs} & set(names)
+
+
+@pytest.mark.parametrize("name", BRED)
+def test_what_is_bred_is_bred_from_designs_measured_before_too(
+    tmp_path: Path, problem: TiltedProblem, reading: Policy, name: str
+) -> None:
+    file, names = earlier(tmp_path, reading, problem)
+    campaign = begun(tmp_path / "a", name, picking=Picking(surrogate="linear", start=str(file)))
+    plate = propose(campaign, reading)
+    assert {design.reason for design in plate} != {"drawn from p_pre"}
+    values = torch.as_tensor(problem.reward([design.design for design in plate]))
+    assert values.mean() > torch.as_tensor(problem.reward(names)).mean()
+    assert campaign.history().rounds[0].facts["drawn"] > 12
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e308])
+def test_values_out_of_all_proportion_are_refused_with_what_to_do(
+    tmp_path: Path, pretrained: Policy, scale: float
+) -> None:
+    for name in ("greedy", *BRED):
+        campaign = begun(tmp_path / name, name, picking=Picking())
+        plate = propose(campaign, pretrained)
+        campaign.record([{"id": d.id, "value": scale * (i % 3 - 1)} for i, d in enumerate(plate)])
+        with pytest.raises(DataError, match="expected values with a standard deviation"):
+            propose(campaign, pretrained)
+
+
+def test_a_fit_that_fails_is_said_in_one_line(pretrained: Policy, problem: TiltedProblem) -> None:
+    class Broken:
+        def fit(self, codec: Any, data: Any, rng: Any) -> Any:
+            raise KeyError("All attempts to fit the model have failed.")
+
+    data = Measurements(["ACGTA", "CCGTA"], torch.tensor([0.1, 0.2]).double())
+    with pytest.raises(DataError, match=r"expected values that Broken can fit; got 2 from 0.1 to 0.2 \(KeyError\)"):
+        fit(Broken(), pretrained.codec, data, torch.Generator())
+
+
+def test_a_lost_folder_of_models_is_said_so(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:
+    for name in ("greedy", "online-ppo"):
+        campaign = play(begun(tmp_path / name, name), pretrained, problem.reward, 2)
+        shutil.rmtree(campaign.folder / MODELS)
+        with pytest.raises(StateError, match=r"policy of an earlier round .* bring the folder 'models'"):
+            propose(campaign, pretrained)
 
 
 def test_the_surrogate_is_chosen_by_name_or_by_number() -> None:

@@ -34,6 +34,7 @@ import torch
 from difftilt.campaigns.acquisition import acquisition, pick
 from difftilt.campaigns.candidates import draw_new
 from difftilt.campaigns.constraints import Kept, Rules
+from difftilt.campaigns.earlier import known
 from difftilt.campaigns.history import History
 from difftilt.campaigns.keeping import MODELS, PRETRAINED, keep
 from difftilt.campaigns.learning import Learned, learn
@@ -42,7 +43,8 @@ from difftilt.campaigns.random_picks import plate_of
 from difftilt.campaigns.reasons import reasons
 from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.update import Told, tune
-from difftilt.core.policy import Policy
+from difftilt.core.policy import CONFIG, Policy
+from difftilt.errors import StateError
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def picked(
         StateError: there is no new design that may be proposed.
     """
     began, settings = time.monotonic(), history.settings.picking
-    sieve = draw_new(policy, n, rules, history.known, rng, pool=settings.pool, designs=designs)
+    sieve = draw_new(policy, n, rules, known(history, policy.codec), rng, pool=settings.pool, designs=designs)
     pool = sieve.some()
     picks = pick(how, pool, learned, n, settings, rng, temperature=temperature)
     chosen = [pool[i] for i in picks.index.tolist()]
@@ -145,7 +147,13 @@ def load_model(folder: Path, name: str) -> Policy:
     Raises:
         StateError: it is not there.
     """
-    return Policy.from_pretrained(str(folder / MODELS / name))
+    kept = folder / MODELS / name
+    if not (kept / CONFIG).is_file():
+        raise StateError(
+            f"expected the policy of an earlier round in '{kept}'; got no model there; bring the folder '{MODELS}' of "
+            "the campaign back, or run in the directory in which it was begun"
+        )
+    return Policy.from_pretrained(str(kept))
 
 
 def first_plate(history: History) -> History:

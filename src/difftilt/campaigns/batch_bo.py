@@ -10,7 +10,8 @@ another, BoTorch's ``qUpperConfidenceBound``,
 
 with :math:`\bar f` the mean over draws. Greedy choice is within :math:`1 - 1/e` of the best plate, as (1) is submodular
 in ``X``. All steps share the draws, so one joint posterior serves the whole plate. Before there are two different
-values, and where the pool is too small, p_pre draws designs. Failed designs teach it nothing.
+values, and where the pool is too small, p_pre draws designs. Designs measured before the campaign count as measured;
+failed designs teach it nothing.
 
 References:
     Wilson et al. 2017 (the reparametrised bound), https://arxiv.org/abs/1712.00424.
@@ -28,15 +29,16 @@ import torch
 from difftilt.campaigns.acquisition import draw_root
 from difftilt.campaigns.candidates import Sieve
 from difftilt.campaigns.constraints import Rules
-from difftilt.campaigns.genetic import letters_of, mutate, plate
+from difftilt.campaigns.earlier import known
+from difftilt.campaigns.genetic import fit_by, letters_of, mutate, plate
 from difftilt.campaigns.history import History
+from difftilt.campaigns.learning import measurements
 from difftilt.campaigns.proposer import Candidate, Proposal
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError
-from difftilt.surrogates.gaussian_process import GaussianProcess
-from difftilt.surrogates.measurements import Measurements, readable
+from difftilt.surrogates.measurements import readable
 from difftilt.surrogates.surrogate import Learner
 from difftilt.types import Float, Int, Tensor
 
@@ -60,8 +62,8 @@ class BatchBO:
     """Letters expected to mutate, above 0."""
     draws: int = 256
     """``S``, 2 or more."""
-    learner: Learner = GaussianProcess()  # noqa: RUF009
-    """Fits the surrogate."""
+    learner: Learner | None = None
+    """Fits the surrogate; that of the campaign's settings when not set."""
 
     def __post_init__(self) -> None:
         if self.beta < 0 or min(self.drawn, self.mutants, self.parents) < 1 or self.draws < 2 or self.mutations <= 0:
@@ -87,13 +89,15 @@ class PooledBO:
 
     def __call__(self, history: History, n: int, rng: torch.Generator) -> Proposal:
         """Propose designs; fewer than ``n`` only where p_pre makes no others."""
-        designs, value = history.data()
-        if len(set(value.tolist())) < 2:
+        data = measurements(history, self.codec, history.settings.picking)
+        if data is None:
             return plate([], self.first, history, n, rng, MODEL)
-        surrogate = self.settings.learner.fit(self.codec, Measurements(designs, value), rng)
-        pool = self._pool(self.codec.encode(designs), value, history, rng)
+        surrogate = fit_by(self.settings.learner, history, self.codec, data, rng)
+        tokens = self.codec.encode(data.designs)[data.feasible]
+        sieve = self._pool(tokens, data.value[data.feasible], history, rng)
+        pool = list(sieve.designs)
         if not pool:
-            return plate([], self.first, history, n, rng, MODEL)
+            return plate([], self.first, history, n, rng, MODEL, sieve.facts)
         with torch.no_grad():
             mean, covariance = surrogate.joint(readable(self.codec, pool))
         chosen = greedy_ucb(draw_joint(mean, covariance, self.settings.draws, rng), n, beta=self.settings.beta)
@@ -102,21 +106,21 @@ class PooledBO:
             Candidate(pool[i], mean[i].item(), std[i].item(), f"no. {number} of the plate by qUCB")
             for number, i in enumerate(chosen.tolist(), start=1)
         ]
-        return plate(candidates, self.first, history, n, rng, MODEL, {"pool": len(pool)})
+        return plate(candidates, self.first, history, n, rng, MODEL, {**sieve.facts, "pool": len(pool)})
 
     @torch.no_grad()
     def _pool(
         self, tokens: Int[Tensor, "N L"], value: Float[Tensor, " N"], history: History, rng: torch.Generator
-    ) -> list[str]:
+    ) -> Sieve:
         own = self.settings
         best = tokens[value.argsort(descending=True, stable=True)[: own.parents]]
         parents = best[torch.randint(len(best), (own.mutants,), generator=rng)]
         mutants = mutate(parents, self.codec.vocabulary, own.mutations, rng)
         rules = Rules(history.settings.constraints, self.policy)
         drawn = sample_states(rules.on(self.policy), own.drawn, rng)
-        sieve, pool = Sieve(rules, history.known), self.codec.decode(torch.cat([drawn, mutants]))
+        sieve, pool = Sieve(rules, known(history, self.codec)), self.codec.decode(torch.cat([drawn, mutants]))
         sieve.take(pool, len(pool))
-        return list(sieve.designs)
+        return sieve
 
 
 def draw_joint(

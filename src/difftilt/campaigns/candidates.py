@@ -24,7 +24,7 @@ class Sieve:
 
     rules: Rules
     known: frozenset[str]
-    """Proposed before."""
+    """Proposed or measured before."""
 
     def __post_init__(self) -> None:
         self.designs: dict[str, None] = {}

@@ -20,19 +20,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from difftilt.campaigns.automaton import Automaton
+from difftilt.campaigns.earlier import read_as
 from difftilt.campaigns.settings import Constraints
 from difftilt.core.codec import Codec, TokenCodec
 from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy, trainable
 from difftilt.core.reward import DifferentiableReward
-from difftilt.data import read_designs
 from difftilt.errors import ConfigError, UnsupportedError
 from difftilt.processes.masked import Masked
 from difftilt.types import Bool, Condition, Float, Tensor
@@ -92,14 +91,13 @@ class Rules:
 
     Raises:
         ConfigError: a constraint that makes no sense of these designs, or no design keeps all of them.
+        DataError: the file of designs to avoid cannot be read.
         UnsupportedError: constraints on letters, of designs that have none.
     """
 
     def __init__(self, settings: Constraints, policy: Policy) -> None:
         self.settings, self.codec, self._held = settings, policy.codec, policy.fixed
-        self.avoided = (
-            frozenset() if settings.avoid is None else frozenset(read_designs(Path(settings.avoid)).sequences)
-        )
+        self.avoided = frozenset(() if settings.avoid is None else read_as(policy.codec, settings.avoid).sequences)
         self.automaton = _automaton(settings, policy.codec)
         held = hold(policy, settings.fix)
         self.fixed = held.fixed if settings.fix else None

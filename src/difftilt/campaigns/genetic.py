@@ -8,9 +8,9 @@ Until the surrogate was asked ``v n`` times: parents are recombined in random pa
 with probability ``r``), and from each child a *rollout* mutates its letters, each with probability :math:`\mu / L`,
 again and again while the surrogate's mean does not fall below the child's. Whatever was visited is a candidate; the
 ``n`` with the highest mean are proposed. Before there are two different values, and where
-mutation finds too few new designs, p_pre draws them.
+mutation finds too few new designs, p_pre draws them. Designs measured before the campaign count as measured.
 
-Differs from the paper in: the surrogate (a Gaussian process; any learner can be given), and (1) for a negative
+Differs from the paper in: the surrogate (that of the campaign; any learner can be given), and (1) for a negative
 :math:`y_{\max}`, which the paper's :math:`(1 - \kappa) y_{\max}` would leave without parents. Failed designs are no
 parents and nothing is learned from them.
 
@@ -29,15 +29,16 @@ import torch
 
 from difftilt.campaigns.candidates import Sieve
 from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.earlier import known
 from difftilt.campaigns.history import History
+from difftilt.campaigns.learning import fit, learner, measurements
 from difftilt.campaigns.proposer import Candidate, Proposal, Proposer
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, UnsupportedError
-from difftilt.surrogates.gaussian_process import GaussianProcess
 from difftilt.surrogates.measurements import Measurements
-from difftilt.surrogates.surrogate import Learner, Prediction
+from difftilt.surrogates.surrogate import Learner, Prediction, Surrogate
 from difftilt.types import Float, Int, Tensor
 
 MODEL = "genetic"
@@ -56,8 +57,8 @@ class AdaLead:
     r""":math:`\mu`, letters expected to mutate, above 0; the paper's 1."""
     queries: int = 20
     """``v``, surrogate queries for each design proposed; the paper's 20."""
-    learner: Learner = GaussianProcess()  # noqa: RUF009
-    """Fits the surrogate."""
+    learner: Learner | None = None
+    """Fits the surrogate; that of the campaign's settings when not set."""
 
     def __post_init__(self) -> None:
         if self.threshold < 0 or not 0 <= self.recombination <= 1 or not self.mutations > 0 or self.queries < 1:
@@ -84,19 +85,19 @@ class Genetic:
     @torch.no_grad()
     def __call__(self, history: History, n: int, rng: torch.Generator) -> Proposal:
         """Propose designs; fewer than ``n`` only where p_pre makes no others."""
-        designs, value = history.data()
-        if len(set(value.tolist())) < 2:
+        data = measurements(history, self.codec, history.settings.picking)
+        if data is None:
             return plate([], self.first, history, n, rng, MODEL)
         with torch.enable_grad():
-            surrogate = self.settings.learner.fit(self.codec, Measurements(designs, value), rng)
-        tokens = self.codec.encode(designs)
+            surrogate = fit_by(self.settings.learner, history, self.codec, data, rng)
+        tokens, value = self.codec.encode(data.designs)[data.feasible], data.value[data.feasible]
         tokens = tokens[value >= value.max() - self.settings.threshold * value.max().abs()]
         rules = Rules(history.settings.constraints, self.policy)
-        sieve = Sieve(rules, history.known)
+        sieve = Sieve(rules, known(history, self.codec))
         found = search(tokens, surrogate.predict, self.codec, n, self.settings, rng, sieve)
         picks = sorted(found.items(), key=lambda item: -item[1][0])[:n]
         candidates = [Candidate(design, mean, std, "bred from the best") for design, (mean, std) in picks]
-        facts = {"parents": len(tokens), "candidates": len(found)}
+        facts = {"parents": len(tokens), "candidates": len(found), **sieve.facts}
         return plate(candidates, self.first, history, n, rng, MODEL, facts)
 
 
@@ -109,12 +110,22 @@ def plate(
     model: str,
     facts: Mapping[str, Any] | None = None,
 ) -> Proposal:
-    """A whole plate: what was found, and for the places that are left designs of p_pre."""
+    """A whole plate: what was found, and for the places that are left designs of p_pre, drawn and counted too."""
+    told = dict(facts or {})
     if len(candidates) < n:
-        there = {pick.design for pick in candidates}
-        others = [pick for pick in first(history, n, rng).candidates if pick.design not in there]
+        there, more = {pick.design for pick in candidates}, first(history, n, rng)
+        others = [pick for pick in more.candidates if pick.design not in there]
         candidates = [*candidates, *others[: n - len(candidates)]]
-    return Proposal(candidates, model, facts or {})
+        told |= {name: told.get(name, 0) + count for name, count in more.facts.items()}
+    return Proposal(candidates, model, told)
+
+
+def fit_by(
+    given: Learner | None, history: History, codec: TokenCodec, data: Measurements, rng: torch.Generator
+) -> Surrogate:
+    """A surrogate by the learner that is given, or by that of the campaign."""
+    own = learner(history.settings.picking, len(set(data.designs))) if given is None else given
+    return fit(own, codec, data, rng)
 
 
 def search(

@@ -6,16 +6,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from difftilt.campaigns.earlier import measured_before
 from difftilt.campaigns.history import FAILED, Design, History
 from difftilt.campaigns.settings import Picking
 from difftilt.core.codec import Codec
-from difftilt.data import read_designs
-from difftilt.errors import DataError
+from difftilt.errors import DataError, DiffTiltError
 from difftilt.surrogates.calibration import calibration, temper
 from difftilt.surrogates.ensemble import MANY, Ensemble
 from difftilt.surrogates.feasibility import Feasibility, Logistic
@@ -26,6 +25,8 @@ from difftilt.surrogates.surrogate import Learner, Surrogate
 
 SPREAD = ("factor", "misfit", "noise")
 """Facts of a round with which its predictions become intervals of measurements."""
+MOST_SPREAD = 1e30
+"""Largest standard deviation of values, and the inverse of the smallest: networks compute in single precision."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,23 @@ def learn(
         bootstrap: an ensemble, whatever ``auto`` says.
 
     Returns:
-        ``None`` where fewer than two different values are known.
+        ``None`` where there is nothing to learn yet; see :func:`measurements`.
 
     Raises:
         ConfigError: the surrogate's packages are not installed.
-        DataError: the file of earlier designs cannot be read.
+        DataError: the file of earlier designs cannot be read, or the values cannot be fitted.
     """
-    data = measurements(history, settings)
-    known = data.value[data.feasible]
-    if not len(known) or (known == known[0]).all():
+    data = measurements(history, codec, settings)
+    if data is None:
         return None
-    surrogate = learner(settings, len(set(data.designs)), bootstrap=bootstrap).fit(codec, data, rng)
+    surrogate = fit(learner(settings, len(set(data.designs)), bootstrap=bootstrap), codec, data, rng)
     past = {entry.number: forecast_of(history, entry.number) for entry in history.rounds}
     told = {n: each for n, each in past.items() if each is not None and not each.measured.isnan().all()}
     factor = temper(surrogate.held_out, together(list(told.values())[-2:]) if told else None)
     surrogate = surrogate.tempered(factor)
     failed = not data.feasible.all()
     return Learned(surrogate, Logistic().fit(codec, data) if failed else None, {
-        "rows": len(known),
+        "rows": int(data.feasible.sum()),
         "infeasible": int((~data.feasible).sum()),
         "surrogate": type(surrogate).__name__,
         **{name: getattr(surrogate, name) for name in SPREAD},
@@ -78,20 +78,50 @@ def learn(
     })  # fmt: skip
 
 
-def measurements(history: History, settings: Picking) -> Measurements:
-    """Everything measured: the file of earlier designs, then the campaign's; NaN where a design failed."""
+def measurements(history: History, codec: Codec, settings: Picking) -> Measurements | None:
+    """Everything measured: the file of earlier designs, then the campaign's; NaN where a design failed.
+
+    Returns:
+        ``None`` where there are no two designs whose means over replicates differ: nothing can be fitted.
+
+    Raises:
+        DataError: the file cannot be read, or values are too large or too much alike for arithmetic.
+    """
+    earlier, scores = measured_before(settings.start, codec)
     designs, values = history.data()
     failed = [design.design for design in history.in_state(FAILED)]
-    designs, values = designs + failed, torch.cat([values, torch.full((len(failed),), math.nan, dtype=torch.float64)])
-    if settings.start is not None:
-        table = read_designs(Path(settings.start))
-        scores = torch.as_tensor(table.scores, dtype=torch.float64)
-        if table.score_column is None or scores.isnan().all():
-            raise DataError(f"{settings.start}: expected designs with a score; got none; name the column 'score'")
-        told = ~scores.isnan()
-        earlier = [sequence for sequence, keep in zip(table.sequences, told.tolist(), strict=True) if keep]
-        designs, values = earlier + designs, torch.cat([scores[told], values])
-    return Measurements(designs, values)
+    data = Measurements([*earlier, *designs, *failed], torch.cat([
+        torch.tensor(scores, dtype=torch.float64), values, torch.full((len(failed),), math.nan, dtype=torch.float64),
+    ]))  # fmt: skip
+    try:
+        rows = data.rows(codec)
+    except DataError:
+        return None
+    if not 1 / MOST_SPREAD < rows.scale < MOST_SPREAD:
+        raise DataError(
+            f"expected values with a standard deviation of {1 / MOST_SPREAD:g} to {MOST_SPREAD:g}; got "
+            f"{rows.scale:.3g}, in values from {rows.y.min():.3g} to {rows.y.max():.3g}; correct those that are wrong "
+            "(`campaign record --correct`), or begin a campaign in another unit"
+        )
+    return data
+
+
+def fit(learner: Learner, codec: Codec, data: Measurements, rng: torch.Generator) -> Surrogate:
+    """A surrogate of measurements.
+
+    Raises:
+        DataError: the values cannot be fitted.
+    """
+    try:
+        return learner.fit(codec, data, rng)
+    except DiffTiltError:
+        raise
+    except Exception as error:  # BoTorch, GPyTorch and torch have no class of errors in common
+        told = data.value[data.feasible]
+        raise DataError(
+            f"expected values that {type(learner).__name__} can fit; got {len(told)} from {told.min():.3g} to "
+            f"{told.max():.3g} ({type(error).__name__}); correct those that are wrong, or measure more designs"
+        ) from error
 
 
 def learner(settings: Picking, designs: int, *, bootstrap: bool = False) -> Learner:

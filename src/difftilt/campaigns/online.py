@@ -27,6 +27,7 @@ from difftilt.algorithms.replay import path_log_prob
 from difftilt.campaigns.adaptive import last_model, load_model
 from difftilt.campaigns.candidates import TRIES, Sieve
 from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.earlier import known
 from difftilt.campaigns.history import FAILED, MEASURED, History
 from difftilt.campaigns.keeping import MODELS, keep
 from difftilt.campaigns.proposer import Candidate, Proposal
@@ -68,7 +69,7 @@ class Online:
             states = load_file(self.folder / MODELS / before / PATHS)["states"]
             current, facts["rows"] = learn_from(states, current, pretrained, history, rng)
         policy = current.eval().requires_grad_(False)
-        sieve, states = draw_paths(policy, n, rules, history.known, rng)
+        sieve, states = draw_paths(policy, n, rules, known(history, policy.codec), rng)
         designs = sieve.some()
 
         def write(path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from difftilt.campaigns.candidates import draw_new
 from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.earlier import known
 from difftilt.campaigns.history import History
 from difftilt.campaigns.keeping import PRETRAINED
 from difftilt.campaigns.proposer import Candidate, Proposal
@@ -42,7 +43,7 @@ def plate_of(policy: Policy, rules: Rules, history: History, n: int, rng: torch.
     Raises:
         StateError: it makes no new design that may be proposed.
     """
-    sieve = draw_new(policy, n, rules, history.known, rng)
+    sieve = draw_new(policy, n, rules, known(history, policy.codec), rng)
     designs = sieve.some("draws of p_pre", "relax the constraints")
     candidates = [Candidate(design, reason="drawn from p_pre") for design in designs]
     return Proposal(candidates, PRETRAINED, sieve.facts)

@@ -33,6 +33,24 @@ STRATEGIES: dict[str, Callable[[Policy, Path], Proposer]] = {
     "genetic": Genetic,
     "batch-bo": PooledBO,
 }
+PICKED = ("surrogate", "rule", "pool", "apart", "start")
+TUNED = ("alpha", "algorithm", "updates", "paths", "learning_rate")
+NEAR = (*TUNED, "beta", "kl_budget")
+READS: dict[str, tuple[str, ...]] = {
+    "random": (),
+    "seiko-ucb": (*NEAR, *PICKED, "c"),
+    "seiko-bootstrap": tuple(name for name in (*NEAR, *PICKED) if name != "surrogate"),
+    "seiko-thompson": (*NEAR, *PICKED),
+    "greedy": (*NEAR, *PICKED),
+    "conservative": (*TUNED, *PICKED, "c"),
+    "non-adaptive": (*TUNED, *PICKED),
+    "guidance": ("alpha", *PICKED),
+    "online-ppo": ("alpha", "learning_rate"),
+    "genetic": ("surrogate", "start"),
+    "batch-bo": ("surrogate", "start"),
+}
+"""Which fields of :class:`~difftilt.campaigns.settings.Tuning` and
+:class:`~difftilt.campaigns.settings.Picking` a strategy reads; all of them read the constraints."""
 
 
 def strategy(name: str) -> Callable[[Policy, Path], Proposer]:

@@ -12,18 +12,17 @@ from typing import Annotated
 import tyro
 
 from difftilt.campaigns.campaign import Campaign
-from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.checks import check_reads, check_settings
 from difftilt.campaigns.history import PENDING, CampaignSettings
 from difftilt.campaigns.plate import check_plate, plate_text, write_plate
 from difftilt.campaigns.results import ResultsError
 from difftilt.campaigns.settings import Constraints, Picking, Tuning
-from difftilt.campaigns.strategies import strategy
 from difftilt.cli import flags
 from difftilt.cli.campaign_place import ROOT, Name, find
 from difftilt.cli.campaign_report import SUMMARY as REPORT
 from difftilt.cli.campaign_report import report
 from difftilt.cli.campaign_simulate import SUMMARY, simulate
-from difftilt.cli.campaign_told import event_lines, propose_aloud, status_lines
+from difftilt.cli.campaign_told import event_lines, propose_aloud, short_plate, status_lines
 from difftilt.cli.progress import say
 from difftilt.errors import ConfigError, DataError, StateError, nearest
 
@@ -72,14 +71,12 @@ def new(argv: Sequence[str]) -> None:
         raise ConfigError("expected --task; got none; for example `--task utr-mrl`, see `difftilt list`")
     wanted = {field.name: getattr(asked, field.name) for field in dataclasses.fields(CampaignSettings)}
     settings = CampaignSettings(**wanted)
-    make = strategy(asked.strategy)
+    check_reads(settings)
     place = ROOT / asked.name if asked.url is None else asked.url
 
     from difftilt.build import load_policy
 
-    policy = load_policy(asked.task)
-    make(policy, ROOT)
-    Rules(settings.constraints, policy)
+    check_settings(settings, load_policy(asked.task))
     Campaign.create(place, settings)
     say(f"{asked.name}: {asked.budget} designs of {asked.task} by {asked.strategy}, {asked.batch} a plate")
 
@@ -109,6 +106,7 @@ def propose(argv: Sequence[str]) -> None:
         check_plate(asked.output)
     place = find(asked.name)
     history = Campaign.open(place).history()
+    wanted = min(history.settings.batch, history.remaining) if asked.number is None else asked.number
     if asked.round is not None:
         designs = [design for design in history.designs if design.round == asked.round]
         if not designs:
@@ -124,6 +122,8 @@ def propose(argv: Sequence[str]) -> None:
                 "another plate"
             )
         designs = propose_aloud(place, asked.number, aloud=asked.output is not None)
+        if len(designs) < wanted:
+            print(short_plate(len(designs), wanted, history.settings.strategy), file=sys.stderr)
     if asked.output is None:
         print(plate_text(designs), end="")
         return

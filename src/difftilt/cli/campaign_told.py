@@ -30,6 +30,14 @@ def propose_aloud(place: str | Path, number: int | None, *, aloud: bool) -> list
         return campaign.propose(number, proposer=proposer)
 
 
+def short_plate(number: int, wanted: int, strategy: str) -> str:
+    """That a plate has fewer designs than were asked for, and what to do."""
+    return (
+        f"difftilt: expected {wanted} new designs from {strategy}; got {number}, as it hardly makes others; another "
+        "campaign with a larger alpha or fewer constraints makes more"
+    )
+
+
 DROPPED = {"constraints": "that broke a constraint", "avoided": "to be avoided"}
 """Reasons for which the sampler's designs were not proposed."""
 

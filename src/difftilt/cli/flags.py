@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import tyro
 
-from difftilt.errors import ConfigError
+from difftilt.errors import ConfigError, DiffTiltError
 
 T = TypeVar("T")
 Foreign: TypeAlias = Mapping[str, str]
@@ -127,10 +127,20 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
+        ours = _ours(stop)
+        if ours is not None:
+            raise ours from None
         said = " ".join(re.sub(r"[─│╭╮╰╯]+", " ", caught.getvalue()).split())
         raise ConfigError(
             f"expected valid arguments; got '{' '.join(argv)}' ({said:.200}); see {command} --help"
         ) from None
+
+
+def _ours(error: BaseException | None) -> DiffTiltError | None:
+    """The error of a dataclass of ours on whose account ``tyro`` stopped."""
+    while error is not None and not isinstance(error, DiffTiltError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def given(argv: Sequence[str]) -> set[str]:

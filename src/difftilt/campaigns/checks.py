@@ -1,0 +1,64 @@
+"""What can be known of a campaign before its first plate is paid for: whether its strategy can go on after it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from difftilt.campaigns.constraints import Rules
+from difftilt.campaigns.history import CampaignSettings, History
+from difftilt.campaigns.learning import measurements
+from difftilt.campaigns.strategies import READS, strategy
+from difftilt.campaigns.update import algorithm_for
+from difftilt.core.algorithm import Anchor
+from difftilt.core.policy import Policy
+from difftilt.errors import ConfigError, DataError
+
+
+def check_reads(settings: CampaignSettings) -> None:
+    """Refuse settings other than the defaults that the strategy does not read.
+
+    Raises:
+        ConfigError: there is such a setting, or no strategy of that name.
+    """
+    strategy(settings.strategy)
+    reads = READS[settings.strategy]
+    idle = [
+        field.name
+        for part in (settings.tuning, settings.picking)
+        for field in dataclasses.fields(part)
+        if field.name not in reads and getattr(part, field.name) != field.default
+    ]
+    if idle:
+        known = ", ".join(map(_flag, reads)) or "none but the constraints"
+        raise ConfigError(
+            f"expected settings that the strategy {settings.strategy} reads ({known}); got "
+            f"{', '.join(map(_flag, idle))}, without effect there; leave it out, or choose another strategy"
+        )
+
+
+def check_settings(settings: CampaignSettings, policy: Policy) -> None:
+    """Find what would make a plate impossible, the first or a later one.
+
+    Args:
+        settings: of a campaign that is not begun.
+        policy: p_pre of its task.
+
+    Raises:
+        ConfigError: a setting makes no sense of this task.
+        DataError: a file of designs cannot be read, or nothing can be learned from designs measured before.
+        UnsupportedError: the task has no such designs.
+    """
+    check_reads(settings)
+    strategy(settings.strategy)(policy, Path())
+    run, tuning, start = Rules(settings.constraints, policy).on(policy), settings.tuning, settings.picking.start
+    if "algorithm" in READS[settings.strategy]:
+        fixed = run.frozen_copy()
+        anchors = [Anchor(fixed, tuning.alpha), Anchor(fixed, tuning.beta)]
+        algorithm_for(run, tuning).init(run.copy().requires_grad_(True), anchors)
+    if start is not None and measurements(History(settings), policy.codec, settings.picking) is None:
+        raise DataError(f"{start}: expected 2 designs or more of different scores; got fewer; add some, or no --start")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

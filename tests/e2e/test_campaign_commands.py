@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from difftilt.campaigns.campaign import Campaign
+from difftilt.campaigns.strategies import READS, STRATEGIES
 
 from .conftest import spawn
 
@@ -125,6 +126,101 @@ def test_a_mistake_is_one_line_with_what_to_do_and_changes_nothing(difftilt, wor
     assert len(outcome.err.splitlines()) == 1
     assert Campaign.open("campaigns/lab").history() == before
     assert not Path("campaigns/other").exists()
+
+
+START = {
+    "none.csv": "sequence\nACGTACGT\n",
+    "letters.csv": "sequence,score\nACGTACGT,0.1\nACGTACGX,0.4\n",
+    "short.csv": "sequence,score\nACGTACGT,0.1\nACGT,0.4\n",
+    "text.csv": "sequence,score\nACGTACGT,high\nACGTACGA,0.4\n",
+    "empty.csv": "",
+    "one.csv": "sequence,score\nACGTACGT,0.1\n",
+    "same.csv": "sequence,score\nACGTACGT,0.1\nACGTACGA,0.1\n",
+    "repeats.csv": "sequence,score\nACGTACGT,0.1\nacguacgu,0.2\n",
+    "good.csv": "sequence,score\nACGTACGT,0.1\nacguacga,0.2\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--strategy", "greedy", "--algorithm", "dpo"], "algorithm of campaigns; got 'dpo'"),
+        (["--strategy", "greedy", "--start", "none.csv"], "none.csv: expected designs with a score"),
+        (["--strategy", "greedy", "--start", "letters.csv"], "letters.csv: expected letters ACGT; got 'X' in design 2"),
+        (["--strategy", "greedy", "--start", "short.csv"], "short.csv: expected designs of 8 letters; got 4"),
+        (["--strategy", "greedy", "--start", "text.csv"], "text.csv, line 2"),
+        (["--strategy", "genetic", "--start", "empty.csv"], "empty.csv: expected designs"),
+        (["--strategy", "genetic", "--start", "one.csv"], "one.csv: expected 2 designs or more of different scores"),
+        (["--strategy", "batch-bo", "--start", "same.csv"], "same.csv: expected 2 designs or more of different scores"),
+        (["--strategy", "greedy", "--start", "repeats.csv"], "repeats.csv: expected 2 designs or more"),
+        (["--strategy", "greedy", "--start", "absent.csv"], "check the path"),
+        (["--avoid", "letters.csv"], "letters.csv: expected letters ACGT; got 'X' in design 2"),
+        (["--avoid", "short.csv"], "short.csv: expected designs of 8 letters; got 4"),
+        (["--start", "good.csv"], "got --start, without effect there"),
+        (["--strategy", "online-ppo", "--start", "good.csv"], "got --start, without effect there"),
+        (["--alpha", "0.1", "--pool", "4"], "got --alpha, --pool, without effect there"),
+        (["--strategy", "conservative", "--kl-budget", "1"], "got --kl-budget, without effect there"),
+        (["--strategy", "non-adaptive", "--beta", "1"], "got --beta, without effect there"),
+        (["--strategy", "seiko-bootstrap", "--surrogate", "gp"], "got --surrogate, without effect there"),
+        (["--surrogate", "xgb"], "difftilt: expected a known surrogate; got 'xgb'; choose one of: auto, ensemble, gp"),
+        (["--alpha", "-1"], "difftilt: expected alpha above 0"),
+        (["--gc-min", "0.9", "--gc-max", "0.1"], "difftilt: expected a range of GC"),
+    ],
+)
+def test_settings_with_which_a_plate_would_fail_later_are_refused_at_new(difftilt, work, task, words, hint):
+    for name, text in START.items():
+        Path(name).write_text(text)
+    outcome = difftilt("campaign", "new", "other", "--task", task, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert hint in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert not Path("campaigns").exists()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_settings_that_a_strategy_reads_are_taken(difftilt, work, task, name):
+    """Each with a value that is no default; which they are is said in one place, for every strategy."""
+    Path("good.csv").write_text(START["good.csv"])
+    told = {"alpha": 0.1, "beta": 0.1, "kl_budget": 1.0, "algorithm": "vargrad", "updates": 3, "paths": 16,
+            "learning_rate": 1e-3, "surrogate": "linear", "c": 2.0, "rule": "as_drawn", "pool": 4, "apart": 2,
+            "start": "good.csv"}  # fmt: skip
+    words = [word for field in READS[name] for word in (f"--{field.replace('_', '-')}", told[field])]
+    assert difftilt("campaign", "new", "lab", "--task", task, "--strategy", name, *words).code == 0
+    kept = Campaign.open("campaigns/lab").settings
+    for field in (*vars(kept.tuning), *vars(kept.picking)):
+        part = kept.tuning if hasattr(kept.tuning, field) else kept.picking
+        assert getattr(part, field) == (told[field] if field in READS[name] else getattr(type(part)(), field))
+
+
+def test_designs_to_avoid_are_read_as_the_task_reads_them(difftilt, work, task):
+    """RNA in lower case, of a model of DNA; the twin without the file proposes them."""
+    near = ["--parent", "ACGTACGA", "--mutations", "1"]
+    Path("avoid.csv").write_text("sequence\n" + "\n".join(f"acguacg{letter}" for letter in "acgu") + "\n")
+    for name, more in (("lab", ["--avoid", "avoid.csv"]), ("twin", [])):
+        difftilt("campaign", "new", name, "--task", task, "--budget", "25", "--batch", "25", *near, *more)
+        outcome = difftilt("campaign", "propose", name)
+        avoided = {f"ACGTACG{letter}" for letter in "ACGT"} & {
+            design.design for design in Campaign.open(f"campaigns/{name}").history().designs
+        }
+        assert bool(avoided) == (name == "twin")
+        assert ("expected 25 new designs from random; got 21" in outcome.err) == (name == "lab"), (
+            "a short plate says so"
+        )
+
+
+@pytest.mark.parametrize(("scale", "page"), [("1e308", False), ("1e300", True), ("1e-300", True), ("5e-324", True)])
+def test_values_as_far_as_numbers_go_give_no_trace_back(difftilt, work, task, scale, page):
+    difftilt(*NEW, task, "--strategy", "greedy")
+    difftilt("campaign", "propose", "lab", "-o", "plate.csv")
+    filled(Path("plate.csv"), Path("results.csv"), [scale, f"-{scale}", "0"])
+    assert difftilt("campaign", "record", "lab", "results.csv").code == 0
+    outcome = difftilt("campaign", "report", "lab")
+    assert outcome.code == (0 if page else 2)
+    assert page or "expected values up to 1e+300 for a page; got 1e+308 of d00001" in outcome.err
+    outcome = difftilt("campaign", "propose", "lab")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "expected values with a standard deviation" in outcome.err
+    assert difftilt("campaign", "status", "lab").code == 0
 
 
 def test_help_names_every_action(difftilt, work):

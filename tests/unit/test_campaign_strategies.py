@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def pretrained(problem: TiltedProblem) -> Policy:
 def begun(place: Path, name: str, **settings: Any) -> Campaign:
     kept = {"tuning": QUICK, "batch": 12, "budget": 48, "picking": Picking(surrogate="linear"), **settings}
     if name == "seiko-bootstrap":
-        kept["picking"] = Picking()
+        kept["picking"] = dataclasses.replace(kept["picking"], surrogate="auto")
     return Campaign.create(place, CampaignSettings(name="lab", task="none", strategy=name, **kept))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,27 @@ class Job:
     loud: bool = False
     """Whether."""
     inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    rate: float = 0.5
+    """Below 1."""
+
+    def __post_init__(self) -> None:
+        if self.rate >= 1:
+            raise ConfigError("expected a rate below 1; got " + "more and " * 40 + "more; lower it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    checked: Checked = field(default_factory=Checked)
+    own: int = 0
+    """Not 7."""
+
+    def __post_init__(self) -> None:
+        if self.own == 7:
+            raise ConfigError("expected another than 7; got 7; change it")
 
 
 def parse(*words: str) -> Job:
@@ -118,3 +140,16 @@ def test_a_recorded_command_keeps_no_folders_of_the_machine():
         "~/x",
     ]
     assert shown(words) == "difftilt finetune --data=x.csv --run 'r 1' --reward here/f.py:g x"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rate", "2"], "expected a rate below 1; got more.* lower it"),
+        (["--own", "7"], "expected another than 7.*it"),
+    ],
+)
+def test_what_settings_say_of_their_values_is_said_whole_and_alone(words, line):
+    with pytest.raises(ConfigError) as caught:
+        flags.parse(Outer, words, command="tool", summary="Does it.")
+    assert re.fullmatch(line, str(caught.value))

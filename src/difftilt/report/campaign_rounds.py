@@ -182,7 +182,7 @@ def noise(designs: Sequence[Design]) -> tuple[float, int] | None:
 def digits(history: History) -> int:
     """Significant digits at which values that differ look different."""
     values = [value for design in history.designs for value in design.values]
-    spread = max(values, default=0.0) / 2 - min(values, default=0.0) / 2
+    spread = max(values, default=0.0) - min(values, default=0.0)
     if not spread:
         return 3
-    return min(6, max(3, 2 + math.ceil(math.log10(max(map(abs, values)) / 2 / spread))))
+    return min(6, max(3, 2 + math.ceil(math.log10(max(map(abs, values)) / spread))))

@@ -33,7 +33,8 @@ def test_a_campaign_from_the_first_plate_to_the_last_result(difftilt, work, task
     assert difftilt(*NEW, task).out == f"lab: 7 designs of {task} by random, 3 a plate\n"
     for number, left in ((1, 4), (2, 1), (3, 0)):
         plate = Path(f"plate-{number}.csv")
-        assert difftilt("campaign", "propose", "lab", "-o", plate).out.endswith(f"; {left} of 7 left\n")
+        outcome = difftilt("campaign", "propose", "lab", "-o", plate)
+        assert (outcome.out.endswith(f"; {left} of 7 left\n"), outcome.err) == (True, "")
         wells = len(plate.read_text().splitlines()) - 1
         results = filled(plate, Path(f"results-{number}.csv"), [str(0.1 * i) for i in range(wells)])
         told = f"{results}: {wells} measured, 0 failed, 0 corrected; 0 on record already, 0 pending\n"
@@ -208,7 +209,7 @@ def test_designs_to_avoid_are_read_as_the_task_reads_them(difftilt, work, task):
         )
 
 
-@pytest.mark.parametrize(("scale", "page"), [("1e308", False), ("1e300", True), ("1e-300", True), ("5e-324", True)])
+@pytest.mark.parametrize(("scale", "page"), [("1e308", False), ("1e306", True), ("1e-300", True), ("5e-324", True)])
 def test_values_as_far_as_numbers_go_give_no_trace_back(difftilt, work, task, scale, page):
     difftilt(*NEW, task, "--strategy", "greedy")
     difftilt("campaign", "propose", "lab", "-o", "plate.csv")
@@ -216,7 +217,7 @@ def test_values_as_far_as_numbers_go_give_no_trace_back(difftilt, work, task, sc
     assert difftilt("campaign", "record", "lab", "results.csv").code == 0
     outcome = difftilt("campaign", "report", "lab")
     assert outcome.code == (0 if page else 2)
-    assert page or "expected values up to 1e+300 for a page; got 1e+308 of d00001" in outcome.err
+    assert page or "expected values up to 1e+306 for a page; got 1e+308 of d00001" in outcome.err
     outcome = difftilt("campaign", "propose", "lab")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "expected values with a standard deviation" in outcome.err

@@ -23,7 +23,7 @@ from difftilt.campaigns.keeping import MODELS
 from difftilt.campaigns.learning import fit, forecast_of, learn, learner
 from difftilt.campaigns.online import Online, draw_paths, learn_from
 from difftilt.campaigns.settings import Constraints, Picking, Tuning
-from difftilt.campaigns.strategies import STRATEGIES, strategy
+from difftilt.campaigns.strategies import READS, STRATEGIES, strategy
 from difftilt.campaigns.update import ALGORITHMS, algorithm_for
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
@@ -351,6 +351,7 @@ def test_while_no_two_designs_have_different_means_a_plate_of_p_pre_follows(
     lost = [{"id": d.id, "status": "failed: lost"} for d in propose(campaign, pretrained) if d.id not in there]
     campaign.record([*results, *lost])
     assert {design.reason for design in propose(campaign, pretrained)} == {"drawn from p_pre"}
+    assert campaign.status().facts["drawn"] >= 12
 
 
 def test_two_designs_of_different_means_are_learned_from(tmp_path: Path, pretrained: Policy) -> None:
@@ -398,6 +399,37 @@ def test_designs_measured_before_the_campaign_are_never_proposed(
     assert {design.design for design in twin.history().designs} & set(names)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_reads_the_settings_that_it_says_it_reads_and_no_other(
+    tmp_path: Path, problem: TiltedProblem, reading: Policy, name: str
+) -> None:
+    """Round 2 once more, with one setting changed: another plate, policy or fact where it is read, else the same."""
+    file, _ = earlier(tmp_path, reading, problem)
+    other = {"alpha": 0.1, "beta": 0.1, "kl_budget": 0.5, "algorithm": "ppo", "updates": 4, "paths": 24,
+             "learning_rate": 1e-2, "surrogate": "ensemble", "c": 4.0, "rule": "as_drawn", "pool": 3, "apart": 3,
+             "start": str(file)}  # fmt: skip
+    campaign = play(begun(tmp_path / "a", name, batch=48), reading, problem.reward, 1)
+    history, own = campaign.history(), campaign.settings
+
+    def proposed(**change: Any) -> tuple[list, str, dict]:
+        parts = {
+            part: {k: v for k, v in change.items() if hasattr(getattr(own, part), k)} for part in ("tuning", "picking")
+        }
+        changed = {part: dataclasses.replace(getattr(own, part), **values) for part, values in parts.items()}
+        settings = dataclasses.replace(own, **changed)
+        proposer = strategy(name)(reading, campaign.folder)
+        proposal = proposer(dataclasses.replace(history, settings=settings), 12, torch.Generator().manual_seed(0))
+        facts = {fact: value for fact, value in proposal.facts.items() if not fact.startswith("seconds")}
+        return [(pick.design, pick.mean, pick.std) for pick in proposal.candidates], proposal.model, facts
+
+    same = proposed()
+    read = {field for field, value in other.items() if proposed(**{field: value}) != same}
+    if name in BLIND:  # its designs are known, which is no reading that anybody would want
+        read -= {"start"}
+    assert read == set(READS[name])
+
+
 @pytest.mark.parametrize("name", BRED)
 def test_what_is_bred_is_bred_from_designs_measured_before_too(
     tmp_path: Path, problem: TiltedProblem, reading: Policy, name: str
@@ -425,12 +457,17 @@ def test_values_out_of_all_proportion_are_refused_with_what_to_do(
 
 def test_a_fit_that_fails_is_said_in_one_line(pretrained: Policy, problem: TiltedProblem) -> None:
     class Broken:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
         def fit(self, codec: Any, data: Any, rng: Any) -> Any:
-            raise KeyError("All attempts to fit the model have failed.")
+            raise self.error
 
     data = Measurements(["ACGTA", "CCGTA"], torch.tensor([0.1, 0.2]).double())
     with pytest.raises(DataError, match=r"expected values that Broken can fit; got 2 from 0.1 to 0.2 \(KeyError\)"):
-        fit(Broken(), pretrained.codec, data, torch.Generator())
+        fit(Broken(KeyError("All attempts have failed.")), pretrained.codec, data, torch.Generator())
+    with pytest.raises(ConfigError, match="our own"):
+        fit(Broken(ConfigError("our own")), pretrained.codec, data, torch.Generator())
 
 
 def test_a_lost_folder_of_models_is_said_so(tmp_path: Path, problem: TiltedProblem, pretrained: Policy) -> None:

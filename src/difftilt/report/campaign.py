@@ -20,7 +20,7 @@ from .tables import flat
 
 TOP = 25
 """Designs in the table of the best."""
-LARGEST = 1e300
+LARGEST = 1e306
 """Values of more have a range that is no number."""
 DROPPED = {"constraints": "broke a constraint", "avoided": "to be avoided", "known": "proposed before"}
 """Reasons for which a strategy's draws were not proposed."""

@@ -27,11 +27,12 @@ def test_the_inverse_is_one() -> None:
         assert inverse_trigamma(there).item() == pytest.approx(x, rel=1e-9)
 
 
-def test_the_laws_numbers_are_found_again() -> None:
-    """20,000 variances from the law of (1) with d_0 = 6, s_0^2 = 4; by hand of (1) with those numbers, within 10 %."""
+@pytest.mark.parametrize("replicates", [2, 4])
+def test_the_laws_numbers_are_found_again(replicates: int) -> None:
+    """60,000 variances from the law of (1) with d_0 = 6, s_0^2 = 4; by hand of (1) with those numbers, within 10 %."""
     rng = torch.Generator().manual_seed(1)
-    chi = torch.randn(20_000, 6, generator=rng, dtype=torch.float64).square().sum(1)
-    squares, freedom = drawn((6 * 4 / chi).sqrt(), 4)
+    chi = torch.randn(60_000, 6, generator=rng, dtype=torch.float64).square().sum(1)
+    squares, freedom = drawn((6 * 4 / chi).sqrt(), replicates)
     expected = (6 * 4 + squares) / (6 + freedom)
     found = moderated(squares, freedom)
     assert ((found / expected).log().abs() < 0.1).all()
@@ -41,6 +42,17 @@ def test_the_laws_numbers_are_found_again() -> None:
     truth = 6 * 4 / chi
     error = [((v / truth).log()).square().mean() for v in (found, own, pooled)]
     assert error[0] < 0.6 * min(error[1:]), "moderated is nearer the truth than either"
+
+
+def test_the_mean_of_replicates_has_its_share_of_their_variance() -> None:
+    squares, freedom = drawn(torch.linspace(0.1, 3, 12, dtype=torch.float64), 3)
+    spread = (squares / 2).sqrt()
+    tokens = torch.cartesian_prod(*[torch.arange(4)] * 6)[::300][:12]
+    y = torch.stack([-spread, 0 * spread, spread], 1) + torch.arange(12.0, dtype=torch.float64)[:, None]
+    designs = [design for design in CODEC.decode(tokens) for _ in range(3)]
+    rows = Measurements(designs, y.flatten()).rows(CODEC)
+    expected = dict(zip(rows.y.round().long().tolist(), (3 * rows.variance).tolist(), strict=True))
+    assert [expected[i] for i in range(12)] == pytest.approx(moderated(squares, freedom).tolist())
 
 
 def test_units_do_not_matter_and_designs_without_replicates_have_the_usual_variance() -> None:

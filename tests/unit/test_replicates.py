@@ -29,7 +29,7 @@ def test_the_inverse_is_one() -> None:
 
 @pytest.mark.parametrize(("replicates", "bound", "share"), [(2, 0.3, 0.85), (4, 0.05, 0.65)])
 def test_the_laws_numbers_are_found_again(replicates: int, bound: float, share: float) -> None:
-    """60,000 variances from the law of (1) with d_0 = 6, s_0^2 = 4; by hand of (1) with those numbers. Pairs are floored."""
+    """60,000 variances from the law of (1) with d_0 = 6, s_0^2 = 4, by hand of (1). Pairs are floored."""
     rng = torch.Generator().manual_seed(1)
     chi = torch.randn(60_000, 6, generator=rng, dtype=torch.float64).square().sum(1)
     squares, freedom = drawn((6 * 4 / chi).sqrt(), replicates)

@@ -117,6 +117,43 @@ def test_a_decimal_sign_is_never_guessed(cells: list, separator: str, values: li
         assert [row[2] for row in read("\n".join(lines), tmp_path)] == values
 
 
+@pytest.mark.parametrize("right", ["reason", "note", "replicate"])
+@given(hundredths=st.lists(st.integers(-300, 300), min_size=1, max_size=len(SEQUENCES)))
+@settings(max_examples=60)
+def test_decimals_that_a_comma_cut_off_are_never_dropped(
+    tmp_path_factory: pytest.TempPathFactory, hundredths: list[int], right: str
+) -> None:
+    """0,62 without quotes between commas: refused in each line that has decimals, never read as 0."""
+    written = [f"{number / 100:g}".replace(".", ",") for number in hundredths]
+    lines = [f"id,value,{right}", *(f"d{i:05d},{text}" for i, text in enumerate(written, start=1))]
+    wrong = [line for line, text in enumerate(written, start=2) if "," in text]
+    faults = faults_of("\n".join(lines).encode(), tmp_path_factory.mktemp("sheet"))
+    assert [fault.line for fault in faults] == wrong
+    assert all("decimal sign" in fault.problem and written[fault.line - 2] in fault.problem for fault in faults)
+
+
+def test_decimals_beside_a_sequence_and_cells_that_follow_are_not_dropped_either(tmp_path: Path) -> None:
+    lines = ["id,sequence,value,reason,mine", "d00001,ACGT,0,62,guess 1", "d00002,ACGG,1,guess 2,"]
+    faults = faults_of("\n".join([*lines, "d00003,TTTT,\N{MINUS SIGN}1,5e-3,"]).encode(), tmp_path)
+    assert [fault.line for fault in faults] == [2, 4]
+    assert ["0,62 may be meant" in faults[0].problem, "-1,5e-3 may be meant" in faults[1].problem] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("id,value,reason\nd00001,3,\nd00002,5,\n", [3, 5]),
+        ("id,value,mine\nd00001,3,12 h\nd00002,5,A1\n", [3, 5]),
+        ("id,value,replicate\nd00001,3.0,1\nd00001,5,2\n", [3, 5]),
+        ("id,replicate,value\nd00001,1,3\nd00001,2,5\n", [3, 5]),
+        ("id;value;replicate\nd00001;3;1\nd00001;5;2\n", [3, 5]),
+        ('id,value,mine\nd00001,"0,62",4\nd00002,1,4\n', [0.62, 1]),
+    ],
+)
+def test_whole_numbers_are_read_where_no_decimals_can_be_missing(text: str, values: list, tmp_path: Path) -> None:
+    assert [row[2] for row in read(text, tmp_path)] == values
+
+
 FAULTS = [
     ("d77,,0.5,,,,", "expected an id of this campaign, such as d00001; got 'd77'"),
     ("1,,0.5,,,,", "got '1'"),
@@ -416,10 +453,14 @@ def test_any_bytes_are_results_or_refused_in_words(tmp_path_factory: pytest.Temp
 def test_a_reader_that_guesses_is_seen(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twin: one that takes every comma for a decimal sign, and one that stops at the first faulty line."""
-    monkeypatch.setattr(module, "_decimal_comma", lambda cells, semicolons: True)
+    """Twins: one takes every comma for a decimal sign, one none, and one stops at the first faulty line."""
+    monkeypatch.setattr(module, "decimal_comma", lambda cells, semicolons: True)
     with pytest.raises((AssertionError, ResultsError)):
         test_any_dialect_comes_back(tmp_path_factory)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "cut_decimals", lambda rows, place: {})
+    with pytest.raises(AssertionError):
+        test_decimals_that_a_comma_cut_off_are_never_dropped(tmp_path_factory, right="reason")
     monkeypatch.undo()
     whole = module.parse
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,12 @@ MINUS = "\N{MINUS SIGN}"
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+LARGEST = 1e100
+"""Of any value: squares of larger ones are no numbers to a fit."""
+FORMULA = re.compile(r'="(.*)"')
+"""What some exports put around a text, so that no spreadsheet reads it as a number."""
+NUMBERED = re.compile(r"(\d+)[.,]0+", re.ASCII)
+"""Whole numbers as columns with gaps have them."""
 DECIMALS = re.compile(r"\d+([eE][+-]?\d+)?\s?%?", re.ASCII)
 """What a separator may have cut off a number."""
 
@@ -47,7 +54,7 @@ def cut_decimals(rows: Iterable[tuple[int, list[Cell]]], place: int) -> dict[int
     if not all(WHOLE.fullmatch(value) for _, value, *_ in valued):
         return {}
     return {
-        line: f"expected numbers that show their decimal sign; got '{value}' and then '{right[0]}' after a comma, where "
+        line: f"expected numbers that show their decimal sign; got '{value}' and '{right[0]}' after a comma, where "
         f"{value},{right[0]} may be meant; separate cells by semicolons, or, if they are whole numbers, write {value}.0"
         for line, value, *right in valued
         if right and DECIMALS.fullmatch(right[0])
@@ -92,3 +99,17 @@ def python_cell(value: Any) -> Cell:
 def plain(cell: Cell) -> str:
     """The text of a cell; a whole number without its point."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def design_name(cell: Cell) -> str:
+    """What a cell calls a design, without what programs put around it, or unseen into it: ``'``, ``="``, U+200B."""
+    text = "".join(letter for letter in plain(cell) if unicodedata.category(letter) != "Cf").strip()
+    wrapped = FORMULA.fullmatch(text)
+    return (wrapped[1] if wrapped else text).removeprefix("'").strip()
+
+
+def replicate_name(cell: Cell) -> str:
+    """What a cell calls a replicate; 1.0 is 1, and so is nothing."""
+    text = design_name(cell) or "1"
+    numbered = NUMBERED.fullmatch(text)
+    return numbered[1] if numbered else text

@@ -13,19 +13,32 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difftilt.campaigns.cells import BLANK, cut_decimals, decimal_comma, number, plain, python_cell
+from difftilt.campaigns.cells import (
+    BLANK,
+    LARGEST,
+    cut_decimals,
+    decimal_comma,
+    design_name,
+    number,
+    plain,
+    python_cell,
+    replicate_name,
+)
 from difftilt.campaigns.history import FAILED, MEASURED, PENDING
 from difftilt.campaigns.sheets import Cell, Sheet, read_sheet
 from difftilt.data.table import SEQUENCE_NAMES
 from difftilt.errors import DataError, nearest
 
 COLUMNS = ("id", "sequence", "value", "status", "reason", "replicate", "unit")
+UNIT = re.compile(r"units?(?![^\W\d_])")
+"""How a column begins that was meant as ``unit``."""
 STATUSES = {"": "", "measured": MEASURED, "ok": MEASURED, "failed": FAILED, "fail": FAILED, "pending": PENDING}
 
 
@@ -93,13 +106,30 @@ def read_rows(source: str | Path | Sequence[Mapping[str, Any]]) -> Sheet:
     """
     if isinstance(source, str | Path):
         return read_sheet(Path(source), _known_columns)
-    names = list(dict.fromkeys(name for row in source for name in row))
-    rows = [[python_cell(row.get(name)) for name in names] for row in source]
+    told = _python_rows(source)
+    names = list(dict.fromkeys(name for row in told for name in row))
+    rows = [[python_cell(row.get(name)) for name in names] for row in told]
     if not _known_columns([str(name) for name in names]):
         raise DataError(f"expected rows with id (or sequence) and value (or status); got {', '.join(names) or 'none'}")
     content = json.dumps([names, *rows]).encode()
     digest = hashlib.sha256(content).hexdigest()
     return Sheet("rows", digest, [[str(name) for name in names], *rows], list(range(len(rows) + 1)))
+
+
+def _python_rows(source: Any) -> list[Mapping[str, Any]]:
+    """The rows of a list of rows.
+
+    Raises:
+        DataError: anything else.
+    """
+    rows = list(source) if isinstance(source, Iterable) and not isinstance(source, Mapping) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
+        what = "" if rows is None else f" of {type(rows[0]).__name__}"
+        raise DataError(
+            f"expected a file, or rows as [{{'id': 'd00001', 'value': 0.5}}, ...]; got {type(source).__name__}{what}; "
+            "write it so, a data frame by frame.to_dict('records')"
+        )
+    return rows
 
 
 def parse(sheet: Sheet) -> tuple[list[Result], list[Fault]]:
@@ -144,8 +174,10 @@ def _header(sheet: Sheet) -> dict[str, int]:
             raise DataError(
                 f"{sheet.name}: expected one column '{column}'; got {names.count(column)}; rename or drop one"
             )
-        close = [] if column in names else difflib.get_close_matches(column, set(names) - set(COLUMNS), n=1, cutoff=0.8)
-        if close:
+        others = [name for name in names if name not in COLUMNS]
+        close = difflib.get_close_matches(column, others, n=1, cutoff=0.8)
+        close += [name for name in others if column == "unit" and UNIT.match(name)]
+        if close and column not in names:
             raise DataError(
                 f"{sheet.name}: expected a column '{column}'; got '{close[0]}'; rename it, or name it otherwise"
             )
@@ -159,8 +191,9 @@ def _result(line: int, row: list[Cell], header: Mapping[str, int], comma: bool, 
             "by semicolons"
         )
     cells: dict[str, Cell] = dict.fromkeys(COLUMNS, "")
-    cells.update({name: row[i] for name, i in header.items() if i < len(row)})
-    text = {name: plain(cell) for name, cell in cells.items()}
+    cells.update({column: row[i] for column, i in header.items() if i < len(row)})
+    text = {column: plain(cell) for column, cell in cells.items()}
+    text.update({column: design_name(cells[column]) for column in ("id", "sequence")})
     if not text["id"] and not text["sequence"]:
         raise DataError("expected an id or a sequence; got neither; fill in the id of the plate")
     status, why = _status(text["status"])
@@ -172,11 +205,16 @@ def _result(line: int, row: list[Cell], header: Mapping[str, int], comma: bool, 
         raise DataError("expected a value; got none; write it, or the status 'failed: why', or 'pending'")
     else:
         value = number(cells["value"], comma)
+        if abs(value) > LARGEST:
+            raise DataError(
+                f"expected a value between {-LARGEST:g} and {LARGEST:g}; got {value:g} for "
+                f"{text['id'] or text['sequence']}; correct it, or convert all values to another unit"
+            )
     return Result(
         line=line,
-        id=text["id"].removeprefix("'").strip(),
-        sequence=text["sequence"].removeprefix("'").strip(),
-        replicate=text["replicate"] or "1",
+        id=text["id"],
+        sequence=text["sequence"],
+        replicate=replicate_name(cells["replicate"]),
         value=value,
         failure=(why or text["reason"]) if status == FAILED else None,
         unit=unicodedata.normalize("NFKC", text["unit"]) or None,

@@ -139,6 +139,9 @@ def test_decimals_beside_a_sequence_and_cells_that_follow_are_not_dropped_either
     faults = faults_of("\n".join([*lines, "d00003,TTTT,\N{MINUS SIGN}1,5e-3,"]).encode(), tmp_path)
     assert [fault.line for fault in faults] == [2, 4]
     assert ["0,62 may be meant" in faults[0].problem, "-1,5e-3 may be meant" in faults[1].problem] == [True, True]
+    for decimals in ("5%", "5 %", "5E-3"):
+        (fault,) = faults_of(f"id,value,mine\nd00001,12,{decimals}\n".encode(), tmp_path)
+        assert f"12,{decimals} may be meant" in fault.problem
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ Columns, by name in any order and case: ``id`` or ``sequence`` (both must agree)
 ``measured``, ``failed``, ``failed: why``, ``pending``), ``reason`` (why it failed), ``replicate`` (1 when empty) and
 ``unit``. Others, such as those of the plate, stay and are not read.
 
-Nor is a decimal comma that no quotes or semicolons protect: ``0,62`` between commas are two cells, and a file whose
-values are all whole numbers with digits right of them is refused.
+``0,62`` without quotes between commas is two cells: where all values are whole numbers, lines with digits right of the
+value are refused.
 """
 
 from __future__ import annotations

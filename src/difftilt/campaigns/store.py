@@ -144,18 +144,6 @@ class Store:
             raise StateError(f"expected to read and write '{self.name}'; got '{said}'; {do}") from error
 
 
-def check_url(url: str) -> None:
-    """Refuse a name in place of a URL, which would be taken for a folder.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if "://" not in url:
-        raise ConfigError(
-            f"expected a URL; got '{url}'; write one such as postgresql://HOST/DATABASE or sqlite:///{url}/{FILE}"
-        )
-
-
 def _url(place: str | Path) -> URL:
     """The URL of a place; a folder means the SQLite file in it."""
     if "://" not in str(place):

@@ -17,10 +17,9 @@ from difftilt.campaigns.history import PENDING, CampaignSettings
 from difftilt.campaigns.plate import check_plate, plate_again, plate_text, write_plate
 from difftilt.campaigns.results import ResultsError
 from difftilt.campaigns.settings import Constraints, Picking, Tuning
-from difftilt.campaigns.store import check_url
 from difftilt.campaigns.strategies import strategy
 from difftilt.cli import flags
-from difftilt.cli.campaign_place import ROOT, Name, find
+from difftilt.cli.campaign_place import ROOT, Name, check_url, find
 from difftilt.cli.campaign_report import SUMMARY as REPORT
 from difftilt.cli.campaign_report import report
 from difftilt.cli.campaign_simulate import SUMMARY, simulate

@@ -55,6 +55,10 @@ def test_a_second_plate_by_mistake_costs_nothing_and_a_lost_one_is_written_again
     assert difftilt("campaign", "propose", "lab", "--round", "1").out == first
     assert difftilt("campaign", "propose", "campaigns/lab", "--more", "-n", "2").code == 0
     assert Campaign.open("campaigns/lab").status().pending == 5
+    difftilt("campaign", "withdraw", "lab", "d00002", "--reason", "no oligo")
+    less = difftilt("campaign", "propose", "lab", "--round", "1")
+    assert less.out.splitlines() == [line for line in first.splitlines() if "d00002" not in line]
+    assert less.err == "difftilt: round 1: 1 withdrawn left out\n"
 
 
 def test_a_data_base_of_ones_own_is_named_by_its_url(difftilt, work, task, place):
@@ -110,6 +114,7 @@ def test_a_plate_is_not_written_over_a_file_and_nothing_is_proposed_for_it(difft
         (["new", "other"], "expected --task"),
         (["new", "other", "--task", "utr-mlr"], "did you mean 'utr-mrl'?"),
         (["new", "other", "--task", "utr-mrl", "--strategy", "rnadom"], "did you mean 'random'?"),
+        (["new", "other", "--task", "utr-mrl", "--url", "own"], "such as postgresql://HOST/DATABASE or sqlite:///own/"),
         (["new", "a/b", "--task", "utr-mrl"], "letters, digits"),
         (["new", "other", "--task", "utr-mrl", "--budget", "0"], "budget 1 or more"),
         (["new", "lab", "--task", "utr-mrl"], "holds one"),

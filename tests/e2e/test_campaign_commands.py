@@ -57,6 +57,10 @@ def test_a_second_plate_by_mistake_costs_nothing_and_a_lost_one_is_written_again
     assert difftilt("campaign", "propose", "lab", "--round", "1").out == first
     assert difftilt("campaign", "propose", "campaigns/lab", "--more", "-n", "2").code == 0
     assert Campaign.open("campaigns/lab").status().pending == 5
+    difftilt("campaign", "withdraw", "lab", "d00002", "--reason", "no oligo")
+    less = difftilt("campaign", "propose", "lab", "--round", "1")
+    assert less.out.splitlines() == [line for line in first.splitlines() if "d00002" not in line]
+    assert less.err == "difftilt: round 1: 1 withdrawn left out\n"
 
 
 def test_a_data_base_of_ones_own_is_named_by_its_url(difftilt, work, task, place):
@@ -112,6 +116,7 @@ def test_a_plate_is_not_written_over_a_file_and_nothing_is_proposed_for_it(difft
         (["new", "other"], "expected --task"),
         (["new", "other", "--task", "utr-mlr"], "did you mean 'utr-mrl'?"),
         (["new", "other", "--task", "utr-mrl", "--strategy", "rnadom"], "did you mean 'random'?"),
+        (["new", "other", "--task", "utr-mrl", "--url", "own"], "such as postgresql://HOST/DATABASE or sqlite:///own/"),
         (["new", "a/b", "--task", "utr-mrl"], "letters, digits"),
         (["new", "other", "--task", "utr-mrl", "--budget", "0"], "budget 1 or more"),
         (["new", "lab", "--task", "utr-mrl"], "holds one"),
@@ -209,15 +214,13 @@ def test_designs_to_avoid_are_read_as_the_task_reads_them(difftilt, work, task):
         )
 
 
-@pytest.mark.parametrize(("scale", "page"), [("1e308", False), ("1e306", True), ("1e-300", True), ("5e-324", True)])
-def test_values_as_far_as_numbers_go_give_no_trace_back(difftilt, work, task, scale, page):
+@pytest.mark.parametrize("scale", ["1e100", "1e-300", "5e-324"])
+def test_values_as_far_as_numbers_go_give_no_trace_back(difftilt, work, task, scale):
     difftilt(*NEW, task, "--strategy", "greedy")
     difftilt("campaign", "propose", "lab", "-o", "plate.csv")
     filled(Path("plate.csv"), Path("results.csv"), [scale, f"-{scale}", "0"])
     assert difftilt("campaign", "record", "lab", "results.csv").code == 0
-    outcome = difftilt("campaign", "report", "lab")
-    assert outcome.code == (0 if page else 2)
-    assert page or "expected values up to 1e+306 for a page; got 1e+308 of d00001" in outcome.err
+    assert difftilt("campaign", "report", "lab").code == 0
     outcome = difftilt("campaign", "propose", "lab")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "expected values with a standard deviation" in outcome.err

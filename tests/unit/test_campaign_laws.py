@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
+import jaxtyping
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from campaign_parts import FINISHED, begin, check_laws, fork, letters, results, rows, timeless, wait
 from difftilt.campaigns import history as histories
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.history import CampaignSettings, Design, History
 from difftilt.campaigns.keeping import keep
-from difftilt.campaigns.plate import check_plate, plate_text, wells, write_plate
+from difftilt.campaigns.plate import check_plate, plate_again, plate_text, wells, write_plate
 from difftilt.campaigns.proposer import Candidate, Proposal, Proposer
 from difftilt.campaigns.random_picks import RandomPicks
 from difftilt.campaigns.results import ResultsError
@@ -371,6 +377,30 @@ def test_withdrawals_are_of_pending_designs_all_or_none(place: str) -> None:
     assert [design.id for design in campaign.withdraw([" D00003 "], "lost")] == ["d00003"]
 
 
+def test_one_design_is_withdrawn_by_its_id_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = begin(str(tmp_path / "lab"))
+    campaign.propose(proposer=letters)
+    assert [design.id for design in campaign.withdraw("d00002", "lost")] == ["d00002"]
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what people without these checks are told
+    for ids, named in ((3, "3"), ([3], "3"), (None, "none"), ("d00009", "d00009")):
+        with pytest.raises(DataError, match=rf"expected ids of pending designs; got {named} \(unknown\)"):
+            campaign.withdraw(ids, "lost")  # ty: ignore[invalid-argument-type]
+    with pytest.raises(DataError, match="expected a reason for the withdrawal; got None; say why"):
+        campaign.withdraw("d00003", None)  # ty: ignore[invalid-argument-type]
+    assert campaign.status().withdrawn == 1
+
+
+def test_a_plate_is_of_a_whole_number_of_designs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = begin(str(tmp_path / "lab"))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for none in ("3", True, 1.0, 2.5, [3], 0, -1, 25):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"expected 1 to 24 designs, what is left of the budget; got {none!r}")
+        ):
+            campaign.propose(none, proposer=letters)  # ty: ignore[invalid-argument-type]
+    assert len(campaign.propose(np.int64(3), proposer=letters)) == 3  # ty: ignore[invalid-argument-type]
+
+
 def test_an_export_has_every_measurement_and_every_design(tmp_path: Path) -> None:
     campaign = begin(str(tmp_path / "lab"))
     campaign.propose(proposer=letters)
@@ -448,9 +478,40 @@ def test_kept_folders_are_named_by_their_content_and_never_change(tmp_path: Path
     assert len(list((tmp_path / "models").iterdir())) == 2
 
 
+@given(st.floats(-1e300, 1e300))
+@hypothesis.settings(max_examples=200)
+def test_a_plate_has_four_digits_of_a_prediction(number: float) -> None:
+    design = Design(1, "ACGT", 1, "m", "A1", number, abs(number), "drawn")
+    mean, std = plate_text([design]).splitlines()[1].split(",")[4:6]
+    assert float(mean) == pytest.approx(number, rel=5.01e-4, abs=1e-320)
+    assert float(std) == abs(float(mean))
+    digits = mean.lower().partition("e")[0].replace(".", "").lstrip("-0").rstrip("0")
+    assert len(digits) <= 4
+
+
+def test_a_plate_that_is_written_again_leaves_withdrawn_designs_out(tmp_path: Path) -> None:
+    """Not those that were measured after all, nor any of another round; wells stay."""
+    campaign = begin(str(tmp_path / "lab"))
+    first = campaign.propose(proposer=letters)
+    campaign.propose(proposer=letters)
+    assert plate_again(campaign.history(), 1) == (first, 0)
+    campaign.withdraw(["d00002", "d00003", "d00006"], "lost")
+    campaign.record([{"id": "d00003", "value": 0.5}, {"id": "d00004", "status": "failed: dry"}])
+    designs, withdrawn = plate_again(campaign.history(), 1)
+    assert ([(design.id, design.well) for design in designs], withdrawn) == (
+        [("d00001", "A1"), ("d00003", "A3"), ("d00004", "A4")], 1,
+    )  # fmt: skip
+    campaign.withdraw(["d00005", "d00007", "d00008"], "lost")
+    with pytest.raises(ConfigError, match="got 2, whose 4 were all withdrawn"):
+        plate_again(campaign.history(), 2)
+    for none in (0, 3):
+        with pytest.raises(ConfigError, match=f"from 1 to 2; got {none}"):
+            plate_again(campaign.history(), none)
+
+
 def test_the_text_of_a_plate_leaves_out_what_is_not_predicted() -> None:
     design = Design(1, "ACGT", 1, "m", "A1", None, None, "drawn")
     assert plate_text([design]).splitlines()[1] == "d00001,ACGT,1,A1,,,drawn"
     assert plate_text([dataclasses.replace(design, mean=0.1, std=1 / 3)]).splitlines()[1].split(",")[4:6] == [
-        "0.1", "0.3333333333333333",
+        "0.1", "0.3333",
     ]  # fmt: skip

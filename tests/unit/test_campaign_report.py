@@ -431,7 +431,7 @@ def molecules(campaign: Campaign) -> None:
 def huge(campaign: Campaign) -> None:
     for sign in (1, -1):
         told = [
-            {"id": d.id, "value": sign * (1 + r) * 10.0 ** (300 + i), "replicate": str(r)}
+            {"id": d.id, "value": sign * (1 + r) * 10.0 ** (90 + i), "replicate": str(r)}
             for i, d in enumerate(campaign.propose(proposer=letters))
             for r in range(2)
         ]

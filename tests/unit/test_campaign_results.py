@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign_parts import begin, rows
+from difftilt.campaigns import facts
 from difftilt.campaigns import results as module
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.history import CampaignSettings, Design, History
@@ -117,6 +119,46 @@ def test_a_decimal_sign_is_never_guessed(cells: list, separator: str, values: li
         assert [row[2] for row in read("\n".join(lines), tmp_path)] == values
 
 
+@pytest.mark.parametrize("right", ["reason", "note", "replicate"])
+@given(hundredths=st.lists(st.integers(-300, 300), min_size=1, max_size=len(SEQUENCES)))
+@settings(max_examples=60)
+def test_decimals_that_a_comma_cut_off_are_never_dropped(
+    tmp_path_factory: pytest.TempPathFactory, hundredths: list[int], right: str
+) -> None:
+    """0,62 without quotes between commas: refused in each line that has decimals, never read as 0."""
+    written = [f"{number / 100:g}".replace(".", ",") for number in hundredths]
+    lines = [f"id,value,{right}", *(f"d{i:05d},{text}" for i, text in enumerate(written, start=1))]
+    wrong = [line for line, text in enumerate(written, start=2) if "," in text]
+    faults = faults_of("\n".join(lines).encode(), tmp_path_factory.mktemp("sheet"))
+    assert [fault.line for fault in faults] == wrong
+    assert all("decimal sign" in fault.problem and written[fault.line - 2] in fault.problem for fault in faults)
+
+
+def test_decimals_beside_a_sequence_and_cells_that_follow_are_not_dropped_either(tmp_path: Path) -> None:
+    lines = ["id,sequence,value,reason,mine", "d00001,ACGT,0,62,guess 1", "d00002,ACGG,1,guess 2,"]
+    faults = faults_of("\n".join([*lines, "d00003,TTTT,\N{MINUS SIGN}1,5e-3,"]).encode(), tmp_path)
+    assert [fault.line for fault in faults] == [2, 4]
+    assert ["0,62 may be meant" in faults[0].problem, "-1,5e-3 may be meant" in faults[1].problem] == [True, True]
+    for decimals in ("5%", "5 %", "5E-3"):
+        (fault,) = faults_of(f"id,value,mine\nd00001,12,{decimals}\n".encode(), tmp_path)
+        assert f"12,{decimals} may be meant" in fault.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("id,value,reason\nd00001,3,\nd00002,5,\n", [3, 5]),
+        ("id,value,mine\nd00001,3,12 h\nd00002,5,A1\n", [3, 5]),
+        ("id,value,replicate\nd00001,3.0,1\nd00001,5,2\n", [3, 5]),
+        ("id,replicate,value\nd00001,1,3\nd00001,2,5\n", [3, 5]),
+        ("id;value;replicate\nd00001;3;1\nd00001;5;2\n", [3, 5]),
+        ('id,value,mine\nd00001,"0,62",4\nd00002,1,4\n', [0.62, 1]),
+    ],
+)
+def test_whole_numbers_are_read_where_no_decimals_can_be_missing(text: str, values: list, tmp_path: Path) -> None:
+    assert [row[2] for row in read(text, tmp_path)] == values
+
+
 FAULTS = [
     ("d77,,0.5,,,,", "expected an id of this campaign, such as d00001; got 'd77'"),
     ("1,,0.5,,,,", "got '1'"),
@@ -140,6 +182,8 @@ FAULTS = [
     ("d00001,,١,,,,", "expected a number"),
     ("d00001,,,,,,", "expected a value; got none"),
     ("d00001,,-,,,,", "expected a value; got none"),
+    ("d00001,,2e100,,,,", "expected a value between -1e+100 and 1e+100; got 2e+100 for d00001"),
+    (",ACGT,-1e308,,,,", "got -1e+308 for ACGT"),
     ("d00001,,,measured,,,", "expected a value; got none"),
     ("d00001,,0.5,failed: no expression,,,", "expected no value for a failed design; got '0.5'"),
     ("d00001,,0.5,pending,,,", "expected no value for a pending design; got '0.5'"),
@@ -188,6 +232,94 @@ def test_replicates_stand_in_lines_of_their_own(tmp_path: Path) -> None:
         read("id,value\nd00001,0.5\nd00001,0.6\n", tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "workbook", "python", "python texts"])
+def test_a_whole_number_names_the_same_replicate_however_it_is_written(
+    lab: Campaign, tmp_path: Path, kind: str
+) -> None:
+    """1, 1.0 and nothing; also of a measurement whose replicate is on record as 1.0."""
+    lab.record([{"id": "d00001", "value": 0.5}, {"id": "d00001", "value": 0.6, "replicate": "2"}])
+    with lab._store.writing() as connection:
+        facts.add_measurements(connection, 1, [
+            {"design": 2, "replicate": "1.0", "value": 0.7, "failure": None, "unit": None, "line": 9, "corrects": None}
+        ])  # fmt: skip
+    lines = [["d00001", 1.0, 0.5], ["d00001", 2.0, 0.6], ["d00002", 1.0, 0.7]]
+    file = tmp_path / ("r.xlsx" if kind == "workbook" else "r.csv")
+    if kind == "workbook":
+        file.write_bytes(workbook({"a": [["id", "replicate", "value"], *lines]}))
+    elif kind == "semicolons":
+        text = "\n".join(f"{name};{replicate};{value}".replace(".", ",") for name, replicate, value in lines)
+        file.write_text(f"id;replicate;value\n{text}\n")
+    else:
+        file.write_text("id,replicate,value\n" + "".join(f"{a},{b},{c}\n" for a, b, c in lines))
+    told = [{"id": a, "replicate": str(b) if kind == "python texts" else b, "value": c} for a, b, c in lines]
+    added = lab.record(told if kind.startswith("python") else file)
+    assert (added.measured, added.corrected, added.known) == (0, 0, 3)
+    assert len(lab.history().data()[0]) == 3
+
+
+def test_other_names_of_replicates_stay_as_they_are(tmp_path: Path) -> None:
+    text = "id,replicate,value\nd00001,1.5,0.5\nd00001,01,0.6\nd00001,b.0,0.7\nd00001,10,0.8\n"
+    assert [row[1] for row in read(text, tmp_path)] == ["1.5", "01", "b.0", "10"]
+
+
+def campaign_of(sequences: Sequence[str], place: Path) -> Campaign:
+    """These designs, pending."""
+    campaign = begin(str(place), batch=len(sequences))
+    campaign.propose(proposer=lambda history, n, rng: Proposal([Candidate(text) for text in sequences], "m"))
+    return campaign
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("T", "U"), ("U", "T")])
+@pytest.mark.parametrize("case", [str.upper, str.lower])
+@pytest.mark.parametrize("with_id", [True, False])
+def test_t_and_u_are_one_letter_of_nucleic_acids(
+    tmp_path: Path, ours: str, theirs: str, case: Any, with_id: bool
+) -> None:
+    designs = [text.replace("T", ours) for text in ("ACGT", "TTAA", "GGGG")]
+    campaign = campaign_of(designs, tmp_path)
+    told = [{"sequence": case(text.replace(ours, theirs)), "value": i / 8} for i, text in enumerate(designs)]
+    if with_id:
+        told = [{"id": f"d{i:05d}", **row} for i, row in enumerate(told, start=1)]
+    assert campaign.record(told).measured == 3
+    assert campaign.history().data()[0] == designs
+    assert campaign.history().data()[1].tolist() == [0.0, 0.125, 0.25]
+    with pytest.raises(ResultsError, match="expected the sequence of d00001; got that of d00002"):
+        campaign.record([{"id": "d00001", "sequence": designs[1].replace(ours, theirs), "value": 1.0}])
+
+
+@pytest.mark.parametrize("designs", [["ACGT", "MKLV"], ["ACGT", "ACGU"], ["[C][=O]", "ACGT"]])
+def test_t_and_u_are_two_letters_elsewhere(tmp_path: Path, designs: list[str]) -> None:
+    campaign = campaign_of([*designs, "TTTT"], tmp_path)
+    with pytest.raises(ResultsError, match="expected a sequence of this campaign; got 'UUUU'"):
+        campaign.record([{"sequence": "UUUU", "value": 1.0}])
+    assert campaign.record([{"sequence": "tttt", "value": 1.0}]).measured == 1
+
+
+@pytest.mark.parametrize(
+    "name", ['="d00001"', "d00001\u200b", "\ufeff d00001 ", "'d00001", "d00\u00ad001\u00a0", "D00001"]
+)
+@pytest.mark.parametrize("kind", ["csv", "quoted", "python"])
+def test_what_programs_put_around_an_id_is_not_of_it(lab: Campaign, tmp_path: Path, name: str, kind: str) -> None:
+    file = tmp_path / "r.csv"
+    cell = '"' + name.replace('"', '""') + '"' if kind == "quoted" else name
+    file.write_text(f"id,value\n{cell},0.5\n", encoding="utf-8")
+    lab.record([{"id": name, "value": 0.5}] if kind == "python" else file)
+    assert lab.history().designs[0].values == (0.5,)
+
+
+def test_reasons_and_units_keep_their_unseen_letters(lab: Campaign) -> None:
+    lab.record([{"id": "d00001", "status": "failed: re\u00addo", "unit": "n\u200bM"}])
+    (row,) = lab.history().designs[0].measurements
+    assert (row.failure, row.unit) == ("re\u00addo", "n\u200bM")
+
+
+def test_a_value_too_large_to_be_squared_is_refused_and_a_large_one_is_not(lab: Campaign) -> None:
+    lab.record([{"id": "d00001", "value": 1e100}, {"id": "d00002", "value": -1e100}])
+    with pytest.raises(ResultsError, match="rows, line 2: expected a value between"):
+        lab.record([{"id": "d00003", "value": 0.5}, {"id": "d00004", "value": 1e101}])
+    assert lab.status().measured == 2
+
+
 def test_a_unit_is_the_campaigns_or_that_of_the_first_results(lab: Campaign, tmp_path: Path) -> None:
     lab.record([{"id": "d00001", "value": 1.0, "unit": "µM"}])  # the micro sign, and the Greek letter, are one
     lab.record([{"id": "d00002", "value": 1.0, "unit": "\N{GREEK SMALL LETTER MU}M"}, {"id": "d00003", "value": 2.0}])
@@ -210,6 +342,10 @@ def test_a_unit_is_the_campaigns_or_that_of_the_first_results(lab: Campaign, tmp
         ("id,value,value\nd00001,0.5,0.6\n", "expected one column 'value'; got 2"),
         ("id,value,stauts\nd00001,0.5,failed\n", "expected a column 'status'; got 'stauts'"),
         ("id,value,replicates\nd00001,0.5,1\n", "expected a column 'replicate'; got 'replicates'"),
+        ("id,value,units\nd00001,0.5,nM\n", "expected a column 'unit'; got 'units'"),
+        ("id,value,Unit (conc.)\nd00001,0.5,nM\n", r"expected a column 'unit'; got 'unit \(conc.\)'"),
+        ("id,value,Units [nM]\nd00001,0.5,nM\n", "expected a column 'unit'; got 'units"),
+        ("id,value,unit_of_value\nd00001,0.5,nM\n", "expected a column 'unit'; got 'unit_of_value'"),
         ("d00001,0.5\nid,value\nd00002,0.5\n", "line 1: expected the header"),
         ('id,value\nd00001,0.5\nd00002,"0.5\nd00003,1\n', "line 3: expected CSV"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1 old", "old .xls workbook"),
@@ -231,7 +367,7 @@ def test_a_file_that_is_not_there_is_refused(lab: Campaign, tmp_path: Path) -> N
 
 
 def test_columns_of_ones_own_may_stand_beside_ours(tmp_path: Path) -> None:
-    text = "id,value_raw,values,value,units of OD\nd00001,9,9,0.5,9\n"
+    text = "id,value_raw,values,value,OD units\nd00001,9,9,0.5,9\n"
     assert read(text, tmp_path) == [TWO[0]]
 
 
@@ -314,7 +450,7 @@ def test_without_openpyxl_a_workbook_asks_for_it(tmp_path: Path, monkeypatch: py
         read(data, tmp_path)
 
 
-def test_rows_of_python_are_results_too(lab: Campaign) -> None:
+def test_rows_of_python_are_results_too(lab: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     told = [
         {"id": "d00001", "value": 0.5},
         {"sequence": "ACGG", "value": math.nan, "status": "failed: no expression"},
@@ -326,6 +462,17 @@ def test_rows_of_python_are_results_too(lab: Campaign) -> None:
     for wrong in ({"value": math.nan}, {"value": math.inf}, {"value": "high"}, {"value": None}):
         with pytest.raises(ResultsError, match="line 1"):
             lab.record([{"id": "d00004", **wrong}])
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what people without these checks are told
+    for none, got in (
+        (None, "NoneType"),
+        (7, "int"),
+        ({"id": "d00004", "value": 0.5}, "dict"),
+        ([("d00004", 1)], "list of tuple"),
+        ({"d00004"}, "set of str"),
+        (b"id", "bytes of int"),
+    ):
+        with pytest.raises(DataError, match=f"^expected a file, or rows as .*; got {got}; write it so"):
+            lab.record(none)  # ty: ignore[invalid-argument-type]
     for empty in ([], [{"id": "d00004"}]):
         with pytest.raises(DataError, match="expected rows"):
             lab.record(empty)
@@ -416,10 +563,14 @@ def test_any_bytes_are_results_or_refused_in_words(tmp_path_factory: pytest.Temp
 def test_a_reader_that_guesses_is_seen(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twin: one that takes every comma for a decimal sign, and one that stops at the first faulty line."""
-    monkeypatch.setattr(module, "_decimal_comma", lambda cells, semicolons: True)
+    """Twins: one takes every comma for a decimal sign, one none, and one stops at the first faulty line."""
+    monkeypatch.setattr(module, "decimal_comma", lambda cells, semicolons: True)
     with pytest.raises((AssertionError, ResultsError)):
         test_any_dialect_comes_back(tmp_path_factory)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "cut_decimals", lambda rows, place: {})
+    with pytest.raises(AssertionError):
+        test_decimals_that_a_comma_cut_off_are_never_dropped(tmp_path_factory, right="reason")
     monkeypatch.undo()
     whole = module.parse
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from campaign_parts import FINISHED, begin, fork, letters, results, rows, wait
 from difftilt.campaigns import store as stores
@@ -36,6 +36,77 @@ def test_no_row_of_any_table_can_be_changed_or_deleted(place: str, tmp_path: Pat
     with pytest.raises(StateError, match="append-only"), campaign._store.writing() as connection:
         connection.execute(text(change.format(table, column, column)))
     assert rows(campaign) == before
+
+
+def unique_keys() -> list[tuple[str, tuple[str, ...]]]:
+    """Every table with each set of columns that no two of its rows share."""
+    keys = []
+    for name, table in METADATA.tables.items():
+        keys.append((name, tuple(column.name for column in table.primary_key)))
+        keys += [(name, (column.name,)) for column in table.c if column.unique]
+        keys += [(name, tuple(column.name for column in index.columns)) for index in table.indexes if index.unique]
+    return keys
+
+
+def replaceable(folder: Path) -> Campaign:
+    """A campaign on SQLite with a row in each table, corrections too."""
+    campaign = begin(str(folder / "lab"))
+    campaign.propose(proposer=letters)
+    campaign.record(results(folder / "r.csv", {"d00001": 0.5, "d00003": 0.2}))
+    campaign.record(results(folder / "s.csv", {"d00001": 0.7}), correct=True)
+    campaign.withdraw(["d00002"], "lost")
+    return campaign
+
+
+def replace_row(campaign: Campaign, table: str, key: tuple[str, ...]) -> None:
+    """Take the place of a table's last row by one key alone, and tell another story."""
+    others = {other for name, keys in unique_keys() if name == table for other in keys} - set(key)
+    free = {"id": 99, "digest": "other", "corrects": None, "design": 3, "replicate": "other"}
+    which = "WHERE corrects IS NULL" if key == ("design", "replicate") else ""
+    with campaign._store.writing() as connection:
+        row = connection.execute(text(f"SELECT * FROM {table} {which} ORDER BY 1 DESC LIMIT 1")).mappings().one()
+        new = {**row, **{name: free[name] for name in others}}
+        new |= {name: "another" for name in ("reason", "created") if name in row}
+        names = ", ".join(f'"{name}"' for name in new)
+        connection.execute(
+            text(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({', '.join(f':{n}' for n in new)})"), new
+        )
+
+
+@pytest.mark.parametrize(("table", "key"), unique_keys())
+def test_no_row_can_take_the_place_of_another(tmp_path: Path, table: str, key: tuple[str, ...]) -> None:
+    """REPLACE deletes without a trigger's notice; PostgreSQL has no such statement."""
+    campaign = replaceable(tmp_path)
+    before = rows(campaign)
+    with pytest.raises(StateError, match="append-only"):
+        replace_row(campaign, table, key)
+    with pytest.raises(StateError, match="append-only"), campaign._store.writing() as connection:
+        connection.execute(text(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}"))
+    assert rows(campaign) == before
+
+
+def test_a_data_base_of_the_first_revision_refuses_from_its_opening_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twin: at the first revision each row is gone."""
+    with monkeypatch.context() as old:
+        upgrade = stores.command.upgrade
+        old.setattr(stores.command, "upgrade", lambda config, revision: upgrade(config, "0001"))
+        first = replaceable(tmp_path)
+    before = rows(first)
+    opened = Campaign.open(shutil.copytree(tmp_path / "lab", tmp_path / "copy"))
+    assert rows(opened) == before
+    for table, key in unique_keys():
+        with pytest.raises(StateError, match="append-only"):
+            replace_row(opened, table, key)
+    assert rows(opened) == before
+    assert len(opened.propose(proposer=letters)) == 4
+    for table, key in unique_keys():
+        if (table, key) != ("imports", ("digest",)):  # its measurements hold this one
+            shutil.copy(tmp_path / "lab" / "campaign.db", tmp_path / "again.db")
+            first._store = Store(make_url(f"sqlite:///{tmp_path}/again.db"))
+            replace_row(first, table, key)
+            assert len(before[table] - rows(first)[table]) == 1
 
 
 @pytest.mark.parametrize(
@@ -131,16 +202,16 @@ def test_a_writer_that_waited_long_enough_is_refused(place: str, monkeypatch: py
 def test_a_campaign_of_a_newer_difftilt_is_refused(place: str) -> None:
     store = begin(place)._store
     with store._transaction(writes=True) as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = 'none of ours'"))
     with pytest.raises(StateError, match="newer difftilt"):
         Store.open(place)
 
 
-SECOND = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "9999", "0002"
 
 
 def upgrade():
@@ -153,14 +224,14 @@ def test_an_older_schema_is_upgraded_when_opened(place: str, tmp_path: Path, mon
     campaign.propose(proposer=letters)
     before = campaign.history()
     newer = shutil.copytree(Path(stores.__file__).parent / "migrations", tmp_path / "migrations")
-    (newer / "versions" / "0002_second.py").write_text(SECOND)
+    (newer / "versions" / "9999_next.py").write_text(NEXT)
     config = stores._config()
     config.set_main_option("script_location", str(newer))
     monkeypatch.setattr(stores, "_config", lambda: config)
     opened = Campaign.open(place)
     with opened._store.reading() as connection:
         assert connection.execute(text("SELECT note FROM rounds")).all() == [(None,)]
-        assert MigrationContext.configure(connection).get_current_revision() == "0002"
+        assert MigrationContext.configure(connection).get_current_revision() == "9999"
     assert opened.history() == before
 
 

@@ -443,7 +443,7 @@ def test_what_is_bred_is_bred_from_designs_measured_before_too(
     assert campaign.history().rounds[0].facts["drawn"] > 12
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e308])
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e40, 1e100])
 def test_values_out_of_all_proportion_are_refused_with_what_to_do(
     tmp_path: Path, pretrained: Policy, scale: float
 ) -> None:

@@ -11,6 +11,7 @@ unwritten, and the next one repeats it with the same random numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,14 +102,14 @@ class Campaign:
         """Propose the next plate; it is paid for when this returns.
 
         Args:
-            n: how many designs; a batch, or what is left of the budget, when not given.
+            n: how many designs, 1 or more; a batch, or what is left of the budget, when not given.
             proposer: in place of the campaign's strategy.
 
         Returns:
             The designs; fewer than ``n`` where the strategy found no others.
 
         Raises:
-            ConfigError: more than the budget has left.
+            ConfigError: no number, or more than the budget has left.
             StateError: the budget is spent; another process proposed meanwhile; the strategy broke its contract.
         """
         history = self.history()
@@ -164,12 +165,17 @@ class Campaign:
     def withdraw(self, ids: Iterable[str], reason: str) -> list[Design]:
         """Take pending designs back: they will not be measured, and the budget has them again.
 
+        Args:
+            ids: of designs; one of them may stand alone.
+            reason: why.
+
         Raises:
             DataError: no reason; an unknown id, or a design that is not pending (all of them are named).
         """
-        if not reason.strip():
-            raise DataError("expected a reason for the withdrawal; got none; say why")
-        wanted = list(dict.fromkeys(name.strip().casefold() for name in ids))
+        if not isinstance(reason, str) or not reason.strip():
+            raise DataError(f"expected a reason for the withdrawal; got {reason!r}; say why")
+        several = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else ids
+        wanted = list(dict.fromkeys(str(name).strip().casefold() for name in several))
         with self._store.writing() as connection:
             known = {design.id: design for design in facts.read_history(connection).designs}
             wrong = [f"{name} ({known[name].state if name in known else 'unknown'})" for name in wanted
@@ -206,9 +212,10 @@ def _affordable(history: History, n: int | None) -> int:
             "that will not be measured, or begin another campaign"
         )
     count = min(history.settings.batch, left) if n is None else n
-    if not 1 <= count <= left:
-        raise ConfigError(f"expected 1 to {left} designs, what is left of the budget; got {count}; ask for that many")
-    return count
+    whole = isinstance(count, Integral) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= left:
+        raise ConfigError(f"expected 1 to {left} designs, what is left of the budget; got {count!r}; ask for that many")
+    return int(count)
 
 
 def _round(history: History, proposal: Proposal) -> tuple[Round, list[Design]]:

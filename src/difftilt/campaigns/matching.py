@@ -8,15 +8,17 @@ fault, unless corrections were asked for: then it becomes a new row, which takes
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from difftilt.campaigns.cells import replicate_name
 from difftilt.campaigns.history import FAILED, MEASURED, WITHDRAWN, Design, History, Measurement
 from difftilt.campaigns.results import Fault, Result
 from difftilt.errors import DataError
 
 NO_REASON = "no reason given"
+NUCLEIC = frozenset("acgtun")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ class Matched:
 
 
 class _Names:
-    """Designs by what a sheet calls them."""
+    """Designs by what a sheet calls them. Of nucleic acids T and U are one letter, as to the tasks."""
 
-    def __init__(self, designs: Iterable[Design]) -> None:
+    def __init__(self, designs: Sequence[Design]) -> None:
+        letters = {letter for design in designs for letter in design.design.casefold()}
+        self._nucleic = letters <= NUCLEIC and not letters >= {"t", "u"}
         self._ids = {design.id: design for design in designs}
         self._exact = {design.design: design for design in designs}
         self._folded: dict[str, list[Design]] = defaultdict(list)
         for design in designs:
-            self._folded[design.design.casefold()].append(design)
+            self._folded[self._fold(design.design)].append(design)
 
     def find(self, result: Result) -> Design:
         """The design of a row.
@@ -71,11 +75,14 @@ class _Names:
         return design
 
     def _by_sequence(self, text: str) -> Design | None:
-        """By the sequence; in another case where that is one design's alone."""
+        """By the sequence; in another case, or with U for T, where that is one design's alone."""
         if text in self._exact:
             return self._exact[text]
-        same = self._folded.get(text.casefold(), [])
+        same = self._folded.get(self._fold(text), [])
         return same[0] if len(same) == 1 else None
+
+    def _fold(self, text: str) -> str:
+        return text.casefold().replace("u", "t") if self._nucleic else text.casefold()
 
 
 def match(results: Iterable[Result], history: History, *, correct: bool) -> tuple[Matched, list[Fault]]:
@@ -106,7 +113,7 @@ def match(results: Iterable[Result], history: History, *, correct: bool) -> tupl
             if result.pending:
                 pending += 1
                 continue
-            old = next((row for row in design.measurements if row.replicate == result.replicate), None)
+            old = next((row for row in design.measurements if replicate_name(row.replicate) == result.replicate), None)
             failure = _failure(result, design)
             if old is not None and _same(old, result, failure):
                 known += 1

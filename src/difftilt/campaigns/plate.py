@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from difftilt.campaigns.history import Design
+from difftilt.campaigns.history import WITHDRAWN, Design, History
 from difftilt.data.files import check_writable, replacing
 from difftilt.data.writers import csv_text
 from difftilt.errors import ConfigError
@@ -25,18 +25,43 @@ def wells(n: int) -> list[str]:
 
 
 def plate_text(designs: Sequence[Design]) -> str:
-    """A plate as CSV: ``id, sequence, round, well, mean, std, reason``; what is not predicted is empty."""
+    """A plate as CSV: ``id, sequence, round, well, mean, std, reason``; what is not predicted is empty.
+
+    Predictions have four digits here, and all of them in the data base.
+    """
     return csv_text(
         {
             "id": [design.id for design in designs],
             "sequence": [design.design for design in designs],
             "round": [design.round for design in designs],
             "well": [design.well for design in designs],
-            "mean": [design.mean for design in designs],
-            "std": [design.std for design in designs],
+            "mean": [_short(design.mean) for design in designs],
+            "std": [_short(design.std) for design in designs],
             "reason": [design.reason for design in designs],
         }
     )
+
+
+def _short(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.4g}")
+
+
+def plate_again(history: History, number: int) -> tuple[list[Design], int]:
+    """The plate of a round that was proposed before, and how many of its designs were withdrawn: these are left out.
+
+    Raises:
+        ConfigError: there is no such round, or nothing of it is left.
+    """
+    proposed = [design for design in history.designs if design.round == number]
+    if not proposed:
+        raise ConfigError(f"expected a round from 1 to {len(history.rounds)}; got {number}; see `campaign history`")
+    designs = [design for design in proposed if design.state != WITHDRAWN]
+    if not designs:
+        raise ConfigError(
+            f"expected a round with designs to measure; got {number}, whose {len(proposed)} were all withdrawn; ask "
+            "for another plate"
+        )
+    return designs, len(proposed) - len(designs)
 
 
 def check_plate(path: Path) -> None:

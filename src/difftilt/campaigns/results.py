@@ -4,8 +4,8 @@ Columns, by name in any order and case: ``id`` or ``sequence`` (both must agree)
 ``measured``, ``failed``, ``failed: why``, ``pending``), ``reason`` (why it failed), ``replicate`` (1 when empty) and
 ``unit``. Others, such as those of the plate, stay and are not read.
 
-A decimal sign is told from the whole column, never from one cell: ``1,234`` alone may be 1.234 or 1234 and is
-refused; with semicolons between cells, or a ``0,5`` elsewhere, it is 1.234. A separator of thousands is never read.
+``0,62`` without quotes between commas is two cells: where all values are whole numbers, lines with digits right of the
+value are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,17 +20,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from difftilt.campaigns.cells import (
+    BLANK,
+    LARGEST,
+    cut_decimals,
+    decimal_comma,
+    design_name,
+    number,
+    plain,
+    python_cell,
+    replicate_name,
+)
 from difftilt.campaigns.history import FAILED, MEASURED, PENDING
 from difftilt.campaigns.sheets import Cell, Sheet, read_sheet
 from difftilt.data.table import SEQUENCE_NAMES
 from difftilt.errors import DataError, nearest
 
 COLUMNS = ("id", "sequence", "value", "status", "reason", "replicate", "unit")
-BLANK = frozenset({"", "na", "n/a", "nan", "none", "null", "-"})
-MINUS = "\N{MINUS SIGN}"
-"""What some spreadsheets write before a negative number."""
-NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
-THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
+UNIT = re.compile(r"units?(?![^\W\d_])")
+"""How a column begins that was meant as ``unit``."""
 STATUSES = {"": "", "measured": MEASURED, "ok": MEASURED, "failed": FAILED, "fail": FAILED, "pending": PENDING}
 
 
@@ -99,13 +106,30 @@ def read_rows(source: str | Path | Sequence[Mapping[str, Any]]) -> Sheet:
     """
     if isinstance(source, str | Path):
         return read_sheet(Path(source), _known_columns)
-    names = list(dict.fromkeys(name for row in source for name in row))
-    rows = [[_python_cell(row.get(name)) for name in names] for row in source]
+    told = _python_rows(source)
+    names = list(dict.fromkeys(name for row in told for name in row))
+    rows = [[python_cell(row.get(name)) for name in names] for row in told]
     if not _known_columns([str(name) for name in names]):
         raise DataError(f"expected rows with id (or sequence) and value (or status); got {', '.join(names) or 'none'}")
     content = json.dumps([names, *rows]).encode()
     digest = hashlib.sha256(content).hexdigest()
     return Sheet("rows", digest, [[str(name) for name in names], *rows], list(range(len(rows) + 1)))
+
+
+def _python_rows(source: Any) -> list[Mapping[str, Any]]:
+    """The rows of a list of rows.
+
+    Raises:
+        DataError: anything else.
+    """
+    rows = list(source) if isinstance(source, Iterable) and not isinstance(source, Mapping) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
+        what = "" if rows is None else f" of {type(rows[0]).__name__}"
+        raise DataError(
+            f"expected a file, or rows as [{{'id': 'd00001', 'value': 0.5}}, ...]; got {type(source).__name__}{what}; "
+            "write it so, a data frame by frame.to_dict('records')"
+        )
+    return rows
 
 
 def parse(sheet: Sheet) -> tuple[list[Result], list[Fault]]:
@@ -119,10 +143,13 @@ def parse(sheet: Sheet) -> tuple[list[Result], list[Fault]]:
     if not rows:
         raise DataError(f"{sheet.name}: expected results below the header; got none; fill in the values")
     place = header.get("value", len(sheet.rows[0]))
-    comma = _decimal_comma([row[place] for _, row in rows if len(row) > place], sheet.semicolons)
+    comma = decimal_comma([row[place] for _, row in rows if len(row) > place], sheet.separator == ";")
+    cut = cut_decimals(rows, place) if sheet.separator == "," else {}
     results, faults = [], []
     for line, row in rows:
         try:
+            if line in cut:
+                raise DataError(cut[line])
             results.append(_result(line, row, header, comma, len(sheet.rows[0])))
         except DataError as error:
             faults.append(Fault(line, str(error)))
@@ -147,8 +174,10 @@ def _header(sheet: Sheet) -> dict[str, int]:
             raise DataError(
                 f"{sheet.name}: expected one column '{column}'; got {names.count(column)}; rename or drop one"
             )
-        close = [] if column in names else difflib.get_close_matches(column, set(names) - set(COLUMNS), n=1, cutoff=0.8)
-        if close:
+        others = [name for name in names if name not in COLUMNS]
+        close = difflib.get_close_matches(column, others, n=1, cutoff=0.8)
+        close += [name for name in others if column == "unit" and UNIT.match(name)]
+        if close and column not in names:
             raise DataError(
                 f"{sheet.name}: expected a column '{column}'; got '{close[0]}'; rename it, or name it otherwise"
             )
@@ -162,25 +191,31 @@ def _result(line: int, row: list[Cell], header: Mapping[str, int], comma: bool, 
             "by semicolons"
         )
     cells: dict[str, Cell] = dict.fromkeys(COLUMNS, "")
-    cells.update({name: row[i] for name, i in header.items() if i < len(row)})
-    text = {name: _plain(cell) for name, cell in cells.items()}
+    cells.update({column: row[i] for column, i in header.items() if i < len(row)})
+    text = {column: plain(cell) for column, cell in cells.items()}
+    text.update({column: design_name(cells[column]) for column in ("id", "sequence")})
     if not text["id"] and not text["sequence"]:
         raise DataError("expected an id or a sequence; got neither; fill in the id of the plate")
     status, why = _status(text["status"])
-    number = None
+    value = None
     if status in (FAILED, PENDING):
         if text["value"].casefold() not in BLANK and not text["value"].startswith("#"):
             raise DataError(f"expected no value for a {status} design; got '{text['value']}'; empty one of them")
     elif text["value"] in ("", "-"):
         raise DataError("expected a value; got none; write it, or the status 'failed: why', or 'pending'")
     else:
-        number = _number(cells["value"], comma)
+        value = number(cells["value"], comma)
+        if abs(value) > LARGEST:
+            raise DataError(
+                f"expected a value between {-LARGEST:g} and {LARGEST:g}; got {value:g} for "
+                f"{text['id'] or text['sequence']}; correct it, or convert all values to another unit"
+            )
     return Result(
         line=line,
-        id=text["id"].removeprefix("'").strip(),
-        sequence=text["sequence"].removeprefix("'").strip(),
-        replicate=text["replicate"] or "1",
-        value=number,
+        id=text["id"],
+        sequence=text["sequence"],
+        replicate=replicate_name(cells["replicate"]),
+        value=value,
         failure=(why or text["reason"]) if status == FAILED else None,
         unit=unicodedata.normalize("NFKC", text["unit"]) or None,
     )
@@ -193,51 +228,3 @@ def _status(text: str) -> tuple[str, str]:
     if known is None or (reason.strip() and known != FAILED):
         raise DataError(str(nearest(text, ["measured", "failed", "failed: why", "pending"], what="status")))
     return known, reason.strip()
-
-
-def _decimal_comma(cells: Iterable[Cell], semicolons: bool) -> bool:
-    """Whether a column writes 1,5: by a cell that can mean nothing else, else as its separators make likely."""
-    texts = [cell.replace(MINUS, "-") for cell in cells if isinstance(cell, str)]
-    clear = [text for text in texts if NUMBER.fullmatch(text) and not THOUSANDS.fullmatch(text)]
-    points, commas = (sum(sign in text for text in clear) for sign in ".,")
-    return commas > points if commas or points else semicolons
-
-
-def _number(cell: Cell, comma: bool) -> float:
-    """A finite number.
-
-    Raises:
-        DataError: anything else, with what to do.
-    """
-    if isinstance(cell, str):
-        cell = cell.replace(MINUS, "-")
-        if cell.startswith("#"):
-            raise DataError(f"expected a number; got the spreadsheet's error '{cell}'; correct its formula")
-        if not NUMBER.fullmatch(cell) and not THOUSANDS.fullmatch(cell):
-            raise DataError(f"expected a number; got '{cell}'; write digits alone, or the status 'failed: why'")
-        sign, other = (",", ".") if comma else (".", ",")
-        if other in cell:
-            raise DataError(
-                f"expected numbers with one decimal sign, here '{sign}'; got '{cell}', which may be thousands; write "
-                "it without them"
-            )
-        if cell.count(sign) > 1:
-            raise DataError(f"expected a number; got '{cell}'; write it without separators of thousands")
-        cell = float(cell.replace(",", "."))
-    if not math.isfinite(cell):
-        raise DataError(f"expected a finite number; got '{cell}'; write it, or the status 'failed: why'")
-    return cell
-
-
-def _python_cell(value: Any) -> Cell:
-    """A cell of a row given in Python."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | str):
-        return str(value).strip()
-    return float(value) if hasattr(value, "__float__") else str(value)
-
-
-def _plain(cell: Cell) -> str:
-    """The text of a cell; a whole number without its point."""
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

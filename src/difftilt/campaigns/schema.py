@@ -9,9 +9,10 @@
     measurements  one row for each value or failure; a correction is a new row that names the one it corrects.
     withdrawals   one row for each design that will not be measured.
 
-Laws that the data base itself keeps: no row is changed or deleted (triggers, on SQLite and PostgreSQL); a design is not
-proposed twice; a replicate of a design has one measurement, and a measurement one correction; a measurement is a finite
-number or a failure with a reason, never both. ``migrations/`` makes these tables, and a test holds both to be equal.
+Laws that the data base itself keeps: no row is changed, deleted or replaced (triggers, on SQLite and PostgreSQL); a
+design is not proposed twice; a replicate of a design has one measurement, and a measurement one correction; a
+measurement is a finite number or a failure with a reason, never both. ``migrations/`` makes these tables, and a test
+holds both to be equal.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Sheet:
     """The header first; no row is empty, no cell at a row's end is."""
     lines: list[int]
     """Where each row stands, counted from 1."""
-    semicolons: bool = False
-    """Whether these separate cells, as they do where the decimal sign is a comma."""
+    separator: str = ""
+    """What stands between cells of a text; semicolons do where the decimal sign is a comma."""
 
 
 def read_sheet(path: Path, score: Score) -> Sheet:
@@ -69,7 +69,7 @@ def read_sheet(path: Path, score: Score) -> Sheet:
     delimiter, rows, lines, broken = tried[fits.index(max(fits))]
     if broken:
         raise DataError(f"{path.name}, {broken}; check its quotes")
-    return Sheet(path.name, digest, *_from_header(rows, lines, path.name, score), semicolons=delimiter == ";")
+    return Sheet(path.name, digest, *_from_header(rows, lines, path.name, score), separator=delimiter)
 
 
 def _text(data: bytes, name: str) -> str:

@@ -14,11 +14,11 @@ import tyro
 from difftilt.campaigns.campaign import Campaign
 from difftilt.campaigns.checks import check_reads, check_settings
 from difftilt.campaigns.history import PENDING, CampaignSettings
-from difftilt.campaigns.plate import check_plate, plate_text, write_plate
+from difftilt.campaigns.plate import check_plate, plate_again, plate_text, write_plate
 from difftilt.campaigns.results import ResultsError
 from difftilt.campaigns.settings import Constraints, Picking, Tuning
 from difftilt.cli import flags
-from difftilt.cli.campaign_place import ROOT, Name, find
+from difftilt.cli.campaign_place import ROOT, Name, check_url, find
 from difftilt.cli.campaign_report import SUMMARY as REPORT
 from difftilt.cli.campaign_report import report
 from difftilt.cli.campaign_simulate import SUMMARY, simulate
@@ -67,6 +67,8 @@ class NewFlags:
 def new(argv: Sequence[str]) -> None:
     """Run ``difftilt campaign new``."""
     asked = _parse(NewFlags, argv, "new")
+    if asked.url is not None:
+        check_url(asked.url)
     if not asked.task:
         raise ConfigError("expected --task; got none; for example `--task utr-mrl`, see `difftilt list`")
     wanted = {field.name: getattr(asked, field.name) for field in dataclasses.fields(CampaignSettings)}
@@ -108,11 +110,9 @@ def propose(argv: Sequence[str]) -> None:
     history = Campaign.open(place).history()
     wanted = min(history.settings.batch, history.remaining) if asked.number is None else asked.number
     if asked.round is not None:
-        designs = [design for design in history.designs if design.round == asked.round]
-        if not designs:
-            raise ConfigError(
-                f"expected a round from 1 to {len(history.rounds)}; got {asked.round}; see `campaign history`"
-            )
+        designs, withdrawn = plate_again(history, asked.round)
+        if withdrawn:
+            print(f"difftilt: round {asked.round}: {withdrawn} withdrawn left out", file=sys.stderr)
     else:
         last = [design.state for design in history.designs if design.round == len(history.rounds)]
         if PENDING in last and not {"measured", "failed"} & set(last) and not asked.more:

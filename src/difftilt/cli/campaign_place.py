@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 import tyro
 
 from difftilt.campaigns.store import FILE
-from difftilt.errors import StateError, nearest
+from difftilt.errors import ConfigError, StateError, nearest
 
 ROOT = Path("campaigns")
 """Where campaigns are, in the working directory."""
@@ -33,3 +33,15 @@ def find(name: str) -> str | Path:
             f"expected a campaign '{name}' in ./{ROOT}; got none there; begin one with `difftilt campaign new`"
         )
     raise nearest(name, known, what="campaign")
+
+
+def check_url(url: str) -> None:
+    """Refuse a name in place of a URL, which would be taken for a folder.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if "://" not in url:
+        raise ConfigError(
+            f"expected a URL; got '{url}'; write one such as postgresql://HOST/DATABASE or sqlite:///{url}/{FILE}"
+        )

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from difftilt.campaigns.history import MEASURED, PENDING, Design, History, Measurement
 from difftilt.data.files import replacing
-from difftilt.errors import DataError
 
 from . import campaign_figures as figures
 from .campaign_lessons import learned, pair
@@ -20,8 +19,6 @@ from .tables import flat
 
 TOP = 25
 """Designs in the table of the best."""
-LARGEST = 1e306
-"""Values of more have a range that is no number."""
 DROPPED = {"constraints": "broke a constraint", "avoided": "to be avoided", "known": "proposed before"}
 """Reasons for which a strategy's draws were not proposed."""
 
@@ -43,7 +40,6 @@ def write_campaign_report(history: History, path: Path) -> Path:
 
     Raises:
         ConfigError: it cannot be written.
-        DataError: a value is too large to be drawn.
     """
     text = campaign_page(history)
     with replacing(path) as temporary:
@@ -53,12 +49,6 @@ def write_campaign_report(history: History, path: Path) -> Path:
 
 def campaign_page(history: History) -> str:
     """The page as HTML; the same history gives the same text."""
-    far = [d for d in history.designs if any(abs(value) > LARGEST for value in d.values)]
-    if far:
-        raise DataError(
-            f"expected values up to {LARGEST:g} for a page; got {max(far[0].values, key=abs):g} of {far[0].id}; is it "
-            "right? `campaign record --correct` corrects it"
-        )
     rounds = views(history)
     words = Words(history, rounds, digits(history))
     pending = history.in_state(PENDING)

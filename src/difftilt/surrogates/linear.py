@@ -13,8 +13,10 @@ Standardised values :math:`y_i` with variances :math:`d_i = v_i + m^2`, weights 
 
 With one variance ``d``, (2) is :math:`d\, \phi^\top (\lambda I + \sum \phi \phi^\top)^{-1} \phi`,
 :math:`\lambda = d / \tau^2`: the bonus of linear UCB, over *sums*, so it shrinks as :math:`n^{-1/2}`. What is not
-stated of :math:`\tau` and ``m`` maximises the evidence (3). One measurement more changes (1) by
-:math:`P' = P + \phi \phi^\top / d`, whose Cholesky factor is, with :math:`u = L^{-1} \phi / \sqrt d` and
+stated of :math:`\tau` and ``m`` maximises the evidence (3), plus :math:`\log N(\log \tau; \log \tau_0, 1)`, where
+:math:`\tau_0` gives predictions the spread of the values: with a handful of rows the evidence alone often says that the
+features tell nothing and all is misfit, and then there is nothing to be learned any more. One measurement more changes
+(1) by :math:`P' = P + \phi \phi^\top / d`, whose Cholesky factor is, with :math:`u = L^{-1} \phi / \sqrt d` and
 :math:`a_k = 1 + \sum_{j \le k} u_j^2`,
 
 .. math:: L'_{\cdot k} = \sqrt{a_k / a_{k-1}}\, L_{\cdot k}
@@ -192,6 +194,8 @@ class Linear:
             prior_std, misfit = values()
             optimiser.zero_grad()
             minus = -log_evidence(phi, y, (variance + misfit**2).clamp(min=FLOOR), prior_std=prior_std) / len(y)
+            if 0 in free:
+                minus = minus + 0.5 * (free[0] - begin[0]).square() / len(y)
             minus.backward()
             return minus
 

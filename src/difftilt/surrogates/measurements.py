@@ -10,8 +10,10 @@ and replicates do not average it out; the *noise* ``s`` they do. The replicates 
 
 .. math:: \bar y_i = v_i \sum_j y_{ij} / s_{ij}^2, \qquad v_i = 1 / \sum_j s_{ij}^{-2}                     \qquad (2)
 
-Without stated noise, ``s`` is one number, pooled from the replicates, :math:`s^2 = \sum_{ij} (y_{ij} - \bar y_i)^2 /
-(n - \#\text{designs})`; without replicates it is 0 here, and a surrogate's misfit then holds both.
+Without stated noise, a design's ``s`` is told from its replicates, moderated by those of the others
+(:mod:`~difftilt.surrogates.replicates`), and that of one more measurement is pooled from all of them, :math:`s^2 =
+\sum_{ij} (y_{ij} - \bar y_i)^2 / (n - \#\text{designs})`; without replicates it is 0 here, and a surrogate's misfit
+then holds both.
 
 NaN is an infeasible design: it never becomes a number. Surrogates of the reward are fitted to the feasible rows and
 know nothing of the others; :mod:`~difftilt.surrogates.feasibility` learns from both.
@@ -28,6 +30,7 @@ import torch.nn.functional as F
 
 from difftilt.core.codec import Codec
 from difftilt.errors import DataError
+from difftilt.surrogates.replicates import moderated
 from difftilt.types import Bool, Float, Tensor
 
 
@@ -107,7 +110,7 @@ class Measurements:
     value: Float[Tensor, " N"]
     """Reward units; NaN = infeasible."""
     noise_std: Float[Tensor, " N"] | None = None
-    """Known noise of each measurement, reward units; pooled from the replicates when not set."""
+    """Known noise of each measurement, reward units; told from the replicates when not set."""
 
     def __post_init__(self) -> None:
         if len(self.designs) != len(self.value):
@@ -146,13 +149,14 @@ class Measurements:
         precision = torch.ones_like(y) if self.noise_std is None else self.noise_std[keep].double() ** -2
         mean = total(precision * y) / total(precision)
         if self.noise_std is None:
-            spare = len(y) - number
-            squared = (y - mean[which]).square().sum().item() / spare if spare else 0.0
+            squares, freedom = total((y - mean[which]).square()), which.bincount(minlength=number) - 1
+            squared = squares.sum().item() / max(1, int(freedom.sum()))
+            variance = moderated(squares, freedom) / total(precision)
         else:
             squared = self.noise_std[keep].double().square().mean().item()
+            variance = 1.0 / total(precision)
         if (mean == mean[0]).all():
             raise DataError(
                 f"expected designs of at least 2 different values; got {number} with one value; measure more designs"
             )
-        variance = (squared if self.noise_std is None else 1.0) / total(precision)
         return Rows(x[first], mean, variance, squared**0.5)

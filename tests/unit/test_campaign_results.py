@@ -150,6 +150,7 @@ def test_decimals_beside_a_sequence_and_cells_that_follow_are_not_dropped_either
         ("id,value,reason\nd00001,3,\nd00002,5,\n", [3, 5]),
         ("id,value,mine\nd00001,3,12 h\nd00002,5,A1\n", [3, 5]),
         ("id,value,replicate\nd00001,3.0,1\nd00001,5,2\n", [3, 5]),
+        ("id,value,replicate\nd00001,120,1\nd00001,130,2\nd00002,90,1\n", [120, 130, 90]),
         ("id,replicate,value\nd00001,1,3\nd00001,2,5\n", [3, 5]),
         ("id;value;replicate\nd00001;3;1\nd00001;5;2\n", [3, 5]),
         ('id,value,mine\nd00001,"0,62",4\nd00002,1,4\n', [0.62, 1]),

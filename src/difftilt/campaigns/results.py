@@ -132,6 +132,19 @@ def _python_rows(source: Any) -> list[Mapping[str, Any]]:
     return rows
 
 
+def _counted(rows: Sequence[tuple[int, list[Cell]]], header: Mapping[str, int]) -> bool:
+    """Whether the cells right of the values are replicates, counted 1, 2, ... of each design, and so no decimals."""
+    name, place = header.get("id", header.get("sequence", -1)), header.get("replicate", -1)
+    if place != header.get("value", -2) + 1 or any(len(row) <= max(name, place) for _, row in rows):
+        return False
+    found: dict[str, list[str]] = {}
+    for _, row in rows:
+        found.setdefault(design_name(row[name]), []).append(replicate_name(row[place]))
+    return any(len(own) > 1 for own in found.values()) and all(
+        sorted(own) == sorted(map(str, range(1, len(own) + 1))) for own in found.values()
+    )
+
+
 def parse(sheet: Sheet) -> tuple[list[Result], list[Fault]]:
     """The rows that make sense, and all faults.
 
@@ -144,7 +157,7 @@ def parse(sheet: Sheet) -> tuple[list[Result], list[Fault]]:
         raise DataError(f"{sheet.name}: expected results below the header; got none; fill in the values")
     place = header.get("value", len(sheet.rows[0]))
     comma = decimal_comma([row[place] for _, row in rows if len(row) > place], sheet.separator == ";")
-    cut = cut_decimals(rows, place) if sheet.separator == "," else {}
+    cut = cut_decimals(rows, place) if sheet.separator == "," and not _counted(rows, header) else {}
     results, faults = [], []
     for line, row in rows:
         try:

@@ -11,6 +11,17 @@ import torch
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
 
+class Velocity(torch.nn.Module):
+    """A plain network of two-dimensional designs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(torch.cat([x_t, t[:, None].to(x_t)], dim=1))))
+
+
 def seeded(make: Any, **config: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)

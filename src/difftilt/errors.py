@@ -42,6 +42,24 @@ class DataError(DiffTiltError, ValueError):
     """A data file is missing, malformed or has the wrong columns."""
 
 
+def supported(name: str, known: Iterable[str], *, what: str, remedy: str) -> str:
+    """``name``, which is one of those known.
+
+    Args:
+        name: what came.
+        known: all that are supported.
+        what: the noun for the message, e.g. ``"a scheduler"``.
+        remedy: what to do in place of it.
+
+    Raises:
+        UnsupportedError: it is none of them; they are named.
+    """
+    names = tuple(known)
+    if name not in names:
+        raise UnsupportedError(f"expected {what} {', '.join(names)}; got {name}; {remedy}")
+    return name
+
+
 def nearest(name: str, known: Iterable[str], *, what: str) -> ConfigError:
     """A ``ConfigError`` for an unknown name that proposes the closest known one.
 

@@ -235,17 +235,8 @@ def test_a_language_model_with_positions_takes_no_longer_designs(tmp_path: Path)
 # --- other calls -------------------------------------------------------------------------------------------------
 
 
-class Velocity(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
-
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
-        return self.last(torch.tanh(self.first(torch.cat([x_t, t[:, None].to(x_t)], dim=1))))
-
-
 def flow() -> Any:
-    return dt.load(Velocity(), process=Flow(sigma_min=0.1), codec=VectorCodec(), event_shape=(2,), steps=4)
+    return dt.load(tiny.Velocity(), process=Flow(sigma_min=0.1), codec=VectorCodec(), event_shape=(2,), steps=4)
 
 
 def total(designs: Any) -> list[float]:
@@ -267,7 +258,7 @@ def test_settings_of_adapters_are_checked(settings: Any, message: str) -> None:
     make = Adapted.__init__
     make = getattr(make, "__wrapped__", make)
     with pytest.raises(ConfigError, match=message):
-        make(Adapted.__new__(Adapted), Velocity(), **settings)
+        make(Adapted.__new__(Adapted), tiny.Velocity(), **settings)
 
 
 def test_conditions_have_a_row_for_each_design() -> None:

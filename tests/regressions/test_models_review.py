@@ -28,14 +28,7 @@ import tiny  # noqa: E402
 
 
 @register("denoiser", "reviewed")
-class Velocity(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
-
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
-        return self.last(torch.tanh(self.first(torch.cat([x_t, t[:, None].to(x_t)], dim=1))))
-
+class Velocity(tiny.Velocity):
     def config(self) -> dict[str, Any]:
         return {}
 

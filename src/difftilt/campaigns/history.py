@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,12 @@ class Design:
         return PENDING if self.withdrawn is None else WITHDRAWN
 
 
+def best_of(designs: Iterable[Design]) -> Design | None:
+    """The measured design with the highest mean value, the first of equals."""
+    known = [(design.value, design) for design in designs if design.value is not None]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
 @dataclass(frozen=True)
 class Round:
     """One proposal."""
@@ -208,8 +214,7 @@ class History:
     @property
     def best(self) -> Design | None:
         """The measured design with the highest mean value."""
-        measured = self.in_state(MEASURED)
-        return max(measured, key=lambda design: design.value or 0.0) if measured else None
+        return best_of(self.designs)
 
     def in_state(self, state: str) -> tuple[Design, ...]:
         """Designs that are pending, measured, failed or withdrawn."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from difftilt.core.noise import timestep as integer_timestep
 from difftilt.core.registry import register
-from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.errors import ConfigError, supported
 from difftilt.types import Condition, Float, Tensor
 
 INPUTS: dict[str, dict[str, str]] = {
@@ -38,12 +38,8 @@ def supported_model(name: str) -> str:
     Raises:
         UnsupportedError: it is none of them; they are named.
     """
-    if name not in INPUTS:
-        raise UnsupportedError(
-            f"expected a diffusers model of class {', '.join(INPUTS)}; got {name}; write a small module "
-            "forward(x_t, t, cond) around it and give difftilt.load that"
-        )
-    return name
+    remedy = "write a small module forward(x_t, t, cond) around it and give difftilt.load that"
+    return supported(name, INPUTS, what="a diffusers model of class", remedy=remedy)
 
 
 def class_name(model: object) -> str:

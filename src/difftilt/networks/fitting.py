@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from difftilt.errors import ConfigError, UnsupportedError
+from difftilt.errors import ConfigError, supported
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
@@ -30,12 +30,8 @@ def supported_scheduler(name: str) -> str:
     Raises:
         UnsupportedError: it is none of them; they are named.
     """
-    if name not in SCHEDULERS:
-        raise UnsupportedError(
-            f"expected a scheduler {', '.join(SCHEDULERS)}; got {name}; if it is of the DDPM family, take "
-            "DDIMScheduler.from_config(pipeline.scheduler.config)"
-        )
-    return name
+    remedy = "if it is of the DDPM family, take DDIMScheduler.from_config(pipeline.scheduler.config)"
+    return supported(name, SCHEDULERS, what="a scheduler", remedy=remedy)
 
 
 def supported_pipeline(name: str) -> str:
@@ -44,11 +40,7 @@ def supported_pipeline(name: str) -> str:
     Raises:
         UnsupportedError: it is none of them; they are named.
     """
-    if name not in PIPELINES:
-        raise UnsupportedError(
-            f"expected a pipeline {', '.join(PIPELINES)}; got {name}; load its model alone, with its scheduler"
-        )
-    return name
+    return supported(name, PIPELINES, what="a pipeline", remedy="load its model alone, with its scheduler")
 
 
 def refuse_idle(name: str, **given: Any) -> None:

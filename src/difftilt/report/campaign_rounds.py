@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from difftilt.campaigns.history import FAILED, MEASURED, Design, History, Round
+from difftilt.campaigns.history import FAILED, MEASURED, Design, History, Round, best_of
 from difftilt.campaigns.learning import SPREAD, forecast_of
 from difftilt.campaigns.simulation.summary import Mean, mean_of
 from difftilt.core.codec import TokenCodec
@@ -129,12 +129,6 @@ def views(history: History) -> list[RoundView]:
             varied = diversity(codec.encode([design.design for design in own]), codec.vocabulary)
         found.append(RoundView(entry, own, before, best, agreement(history, entry, own), varied))
     return found
-
-
-def best_of(designs: Sequence[Design]) -> Design | None:
-    """The measured design with the highest mean value, the first of equals."""
-    known = [(design.value, design) for design in designs if design.value is not None]
-    return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
 def failures(designs: Sequence[Design]) -> Counter[str]:

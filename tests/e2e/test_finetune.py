@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -169,6 +170,19 @@ def test_several_objectives_are_told_apart_and_nothing_is_bought_twice(difftilt,
     assert difftilt("finetune", "--resume", "r").code == 0
     assert facts(Path("r"))["objectives"] == before["objectives"]
     assert (work / "calls.log").read_text().split() == called, "numbers that were known were asked for again"
+
+
+def test_runs_of_the_same_objectives_are_compared_in_each(difftilt, tiny):
+    """The objectives of both runs are drawn, and volumes are above one reference: equal runs have equal ones."""
+    for name, weight in (("a", "-0.5"), ("b", "-0.5"), ("c", "-2")):
+        assert difftilt(*tiny, "--reward", f"scorer.py:content,{weight}*model", "--run", name).code == 0
+    assert difftilt("compare", "a", "b", "c", "-o", "c.html").code == 0
+    page = Path("c.html").read_text()
+    assert "Objectives of each run" in page
+    volumes = dict(re.findall(r"\b([abc]) ([\d.]+)[,.]", page.partition("above one reference:")[2]))
+    assert volumes["a"] == volumes["b"]
+    assert difftilt("compare", "a", "-o", "one.html").code == 0
+    assert "Objectives of each run" not in Path("one.html").read_text()
 
 
 def test_a_bound_that_no_design_meets_ends_the_run_with_its_reason(difftilt, tiny):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
+from difftilt.metrics.pareto import hypervolume
+
+from . import charts
+from .charts import Spot
 from .facts import RunFacts
 from .figures import Figure
 from .rounding import Estimate, decimals, estimate, finite, given
@@ -65,6 +72,42 @@ def pareto(facts: RunFacts) -> Figure | None:
     if volumes[0] is not None and volumes[1] is not None:
         told = f" Dominated volume: {given(_round(volumes[0]))} before, {given(_round(volumes[1]))} after."
     return Figure(canvas.markup(), f"Lines join designs that no other beats in every objective{many}.{told}", key)
+
+
+def between_runs(runs: Sequence[RunFacts]) -> Figure | None:
+    """Means of the first two objectives of runs that share them, and each run's volume above one common reference."""
+    shared = [run for run in runs if len(_records(run, "objectives")) > 1]
+    named = [str(term.get("name")) for term in _records(shared[0], "objectives")][:2] if shared else []
+    shared = [run for run in shared if {str(t.get("name")) for t in _records(run, "objectives")} >= set(named)]
+    spots = []
+    for run in shared:
+        means = [run.estimate("objectives", "after", "means", name) for name in named]
+        before = [run.estimate("objectives", "before", "means", name) for name in named]
+        if means[0] is not None and means[1] is not None:
+            spots.append(Spot(run.name, means[0], means[1], "reward"))
+        if before[0] is not None and before[1] is not None and not any(s.kind == "yardstick" for s in spots):
+            spots.append(Spot("pretrained", before[0], before[1], "yardstick"))
+    if sum(spot.kind == "reward" for spot in spots) < 2:
+        return None
+    svg = charts.scatter(spots, x_label=named[0], y_label=named[1], include=())
+    if svg is None:
+        return None
+    return Figure(svg, f"Means over the designs of each run, with 95 % intervals.{_volumes(shared)}")
+
+
+def _volumes(runs: Sequence[RunFacts]) -> str:
+    """Dominated volumes of runs with the same objectives and directions, above the worst of their references."""
+    terms = [[(str(t.get("name")), finite(t.get("weight"))) for t in _records(run, "objectives")] for run in runs]
+    signs = {tuple((name, (weight or 0) > 0) for name, weight in own) for own in terms}
+    references = [run.get("objectives", "reference") for run in runs]
+    fronts = [run.get("objectives", "after", "front") for run in runs]
+    if len(signs) != 1 or not all(isinstance(value, list) and value for value in (*references, *fronts)):
+        return ""
+    sign = torch.tensor([1.0 if up else -1.0 for _, up in next(iter(signs))], dtype=torch.float64)
+    floor = (torch.tensor(references, dtype=torch.float64) * sign).amin(0)
+    volumes = [hypervolume(torch.tensor(front, dtype=torch.float64) * sign, floor) for front in fronts]
+    told = ", ".join(f"{run.name} {given(_round(volume))}" for run, volume in zip(runs, volumes, strict=True))
+    return f" Dominated volumes above one reference: {told}."
 
 
 def _round(value: float) -> float:

@@ -58,7 +58,7 @@ def pipeline(folder: Path) -> Any:
     made = tiny.stable_diffusion(folder)
     made.unet = tiny.conditional_unet(
         sample_size=LATENT, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     made.vae = tiny.vae(block_out_channels=(16, 32), norm_num_groups=8, sample_size=2 * LATENT)
     return made

@@ -75,6 +75,8 @@ class DiffusersDenoiser(nn.Module):
         self.name = class_name(model)
         self.model: Any = model
         self.timesteps, self.continuous, self.precision = timesteps, continuous, precision
+        self._first: torch.dtype | None = None
+        self._computes_in = torch.float32
 
     def forward(
         self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
@@ -96,7 +98,7 @@ class DiffusersDenoiser(nn.Module):
                 f"expected a condition '{missing[0]}' with one row per design for {self.name}; got "
                 f"{', '.join(cond) or 'none'}; pass cond, or load the model with one"
             )
-        dtype = self.model.dtype
+        dtype = self._dtype()
         told = {
             word: cond[name].to(dtype) if cond[name].is_floating_point() else cond[name]
             for name, word in INPUTS[self.name].items()
@@ -107,6 +109,13 @@ class DiffusersDenoiser(nn.Module):
         with torch.autocast(x_t.device.type, dtype=precision, enabled=self.precision is not None):
             prediction = self.model(x_t.to(dtype), timestep=timestep, return_dict=False, **told)[0]
         return prediction[:, : x_t.shape[1]].float()  # channels beyond those are a learned variance
+
+    def _dtype(self) -> torch.dtype:
+        """What the model computes in; asked after a cast only: diffusers walks all modules for it, 1 to 2 % of time."""
+        first = next(self.model.parameters()).dtype
+        if first != self._first:
+            self._first, self._computes_in = first, self.model.dtype
+        return self._computes_in
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

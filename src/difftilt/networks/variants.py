@@ -8,13 +8,14 @@ what, and how many already are. A design is read as the sum of a vector for each
 where ``n`` counts the mutations shown and ``m`` the masked sites, and ``f`` is a residual perceptron. The denoiser adds
 what it says to the letters' frequencies in the data, :math:`b_l(a)`, and the regressor reads it out:
 
-.. math:: \pi^l(a \mid x_t) &\propto \exp\big( b_l(a) + u_l(a) \cdot h + g \cdot h\, 1[a \ne w^l] \big)      \qquad (2) \\
-          \hat y(x) &= v \cdot h                                                                          \qquad (3)
+.. math::
+    \pi^l(a \mid x_t) &\propto \exp\big( b_l(a) + u_l(a) \cdot h + g \cdot h\, 1[a \ne w^l] \big)        \qquad (2) \\
+    \hat y(x) &= v \cdot h                                                                                \qquad (3)
 
-With ``u = g = 0``, the start, (2) is the site-independent model. :math:`g` raises or lowers all mutations together, so
-that their number has the data's law at once; (1) in (3) is a global epistasis model: effects add up to a latent trait
-that a nonlinearity reads. No site is like another, so nothing is shared between sites, and the cost of a call does not
-grow with a width times the length as that of a convolution does.
+With ``u = g = 0``, the start, (2) is the site-independent model, to which weight decay pulls. :math:`g` raises or
+lowers all mutations together, so that their number has the data's law at once; (1) in (3) is a global epistasis model:
+effects add up to a latent trait that a nonlinearity reads. No site is like another, so nothing is shared between sites,
+and a call costs one row of a table for each mutation, where a convolution costs its width for each site.
 
 References:
     Otwinowski, McCandlish & Plotkin 2018 (global epistasis), https://doi.org/10.1073/pnas.1804015115;
@@ -127,7 +128,7 @@ class VariantDenoiser(nn.Module):
         self.rate = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.rate.weight)
-        self.base = nn.Parameter(torch.zeros(length, vocabulary))
+        self.register_buffer("base", torch.zeros(length, vocabulary))  # no parameter: weight decay would flatten it
 
     @torch.no_grad()
     def start_from(self, frequencies: Float[Tensor, "L V"]) -> VariantDenoiser:

@@ -54,6 +54,41 @@ def test_at_the_start_the_denoiser_is_the_site_independent_law():
     assert torch.allclose(logits.softmax(-1), law.float().expand(64, -1, -1), atol=1e-6)
 
 
+def variant_law(rates: torch.Tensor, shares: torch.Tensor) -> tuple[Policy, torch.Tensor]:
+    """A silent denoiser with given mutation rates, and its designs' law (1), by enumeration."""
+    law = torch.full((LENGTH, 4), 0.0, dtype=torch.float64)
+    law += rates[:, None] / 3
+    law[torch.arange(LENGTH), TOKENS] = 1 - rates
+    with seeded_initialisation(0):
+        network = VariantDenoiser(4, LENGTH, TOKENS.tolist(), width=8).eval().start_from(law, shares)
+    made = Policy(network, Masked(4), CODEC, (LENGTH,), steps=LENGTH)
+    return made, law
+
+
+def test_the_number_of_mutations_has_the_law_it_is_given():
+    rates = torch.tensor([0.004, 0.002, 0.006, 0.001, 0.003], dtype=torch.float64)
+    shares = torch.tensor([0.3, 0.6, 0.1], dtype=torch.float64)
+    made, frequencies = variant_law(rates, shares)
+    probability, distance = law(made), distances(made)
+    mutated = torch.stack([probability[distance == n].sum() for n in range(LENGTH + 1)])
+    assert mutated.tolist() == pytest.approx([0.3, 0.6, 0.1, 0, 0, 0], abs=0.03)  # five sites are few for Poisson
+    number, rate = torch.arange(3, dtype=torch.float64), rates.sum()
+    count = torch.zeros(LENGTH + 1, dtype=torch.float64)
+    count[:3] = shares / (number * rate.log() - rate - torch.lgamma(number + 1)).exp()
+    exact = count[distance] * frequencies.gather(1, EnumeratedChain(made).designs.T).prod(0)
+    assert (probability - exact / exact.sum()).abs().sum() < 0.03
+
+
+def test_without_shares_the_number_is_that_of_independent_sites():
+    """The known-bad twin: the same sites without the law of the number."""
+    rates = torch.tensor([0.004, 0.002, 0.006, 0.001, 0.003], dtype=torch.float64)
+    made, frequencies = variant_law(rates, torch.tensor([0.3, 0.6, 0.1]))
+    assert isinstance(made.denoiser, VariantDenoiser)
+    made.denoiser.start_from(frequencies)
+    probability, distance = law(made), distances(made)
+    assert probability[distance == 0].sum().item() == pytest.approx((1 - rates).prod().item(), abs=1e-6)
+
+
 @pytest.mark.parametrize("limited", [False, True])
 def test_one_hot_relaxed_tokens_give_the_logits_of_their_tokens(limited):
     network = NearDenoiser(denoiser(), TOKENS.tolist(), 2) if limited else denoiser()

@@ -1,21 +1,29 @@
 r"""Networks for near copies of one wild type: sums over mutations, then a perceptron.
 
 In a library of variants nearly all letters are the wild type's ``w``, and what matters is which sites are mutated, to
-what, and how many already are. A design is read as the sum of a vector for each site that differs,
-
-.. math:: z(x_t) = \sum_l \big( E_l(x_t^l) - E_l(w^l) \big), \qquad h = f(z, n, m)                        \qquad (1)
-
-where ``n`` counts the mutations shown and ``m`` the masked sites, and ``f`` is a residual perceptron. The denoiser adds
-what it says to the letters' frequencies in the data, :math:`b_l(a)`, and the regressor reads it out:
+what, and how many already are. The denoiser starts from a law in closed form: the letters' frequencies in the data,
+:math:`b_l(a)`, taken independently of each other but for the *number* of mutations, which has the data's own law,
 
 .. math::
-    \pi^l(a \mid x_t) &\propto \exp\big( b_l(a) + u_l(a) \cdot h + g \cdot h\, 1[a \ne w^l] \big)        \qquad (2) \\
-    \hat y(x) &= v \cdot h                                                                                \qquad (3)
+    p_b(x) &\propto c(n(x)) \prod_l b_l(x^l), \qquad r_l = 1 - b_l(w^l), \qquad
+    c(n) = \hat q(n) / \mathrm{Poisson}(n; \textstyle\sum_l r_l)                                          \qquad (1) \\
+    \frac{\pi_b^l(a \mid x_t)}{\pi_b^l(w^l \mid x_t)} &= \frac{b_l(a)}{b_l(w^l)}\,
+    \frac{F_{n+1}(\lambda - r_l)}{F_n(\lambda - r_l)}, \qquad
+    F_n(\lambda) = E_{k \sim \mathrm{Poisson}(\lambda)}\, c(n + k)                                         \qquad (2)
 
-With ``u = g = 0``, the start, (2) is the site-independent model, to which weight decay pulls. :math:`g` raises or
-lowers all mutations together, so that their number has the data's law at once; (1) in (3) is a global epistasis model:
-effects add up to a latent trait that a nonlinearity reads. No site is like another, so nothing is shared between sites,
-and a call costs one row of a table for each mutation, where a convolution costs its width for each site.
+for :math:`a \ne w^l`, where ``n`` mutations are shown and :math:`\lambda` is the sum of :math:`r_l` over masked sites:
+the conditionals of (1), as far as a sum of rare events is Poisson. What they miss, the network adds. A design is read
+as the sum of a vector for each site that differs,
+
+.. math::
+    h(x_t) &= f\Big( \sum_l \big( E_l(x_t^l) - E_l(w^l) \big),\, n,\, m \Big)                              \qquad (3) \\
+    \pi^l(a \mid x_t) &\propto \pi_b^l(a \mid x_t) \exp\big( u_l(a) \cdot h + g \cdot h\, 1[a \ne w^l] \big) \ (4) \\
+    \hat y(x) &= v \cdot h                                                                                \qquad (5)
+
+with ``m`` the share of masked sites and ``f`` a residual perceptron; ``u = g = 0`` at the start, to which weight decay
+pulls. The regressor (5) is a global epistasis model: effects add up to a latent trait that a nonlinearity reads. No
+site is like another, so nothing is shared between sites, and a call costs one row of a table for each mutation, where a
+convolution costs its width for each site.
 
 References:
     Otwinowski, McCandlish & Plotkin 2018 (global epistasis), https://doi.org/10.1073/pnas.1804015115;
@@ -24,6 +32,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +44,14 @@ from difftilt.core.registry import register
 from difftilt.errors import ConfigError
 from difftilt.types import Condition, Float, Int, Tensor
 
+MOST = 40
+"""Mutations beyond which (1) tells numbers no longer apart."""
+LEAST = 1e-12
+"""Largest :math:`c` of a number of mutations that there never is, relative to the largest of the others."""
+
 
 class MutationSum(nn.Module):
-    """Equation (1).
+    """Equation (3).
 
     Args:
         symbols: symbols ``S`` of a site; a mask, where there is one, is the last.
@@ -90,7 +104,7 @@ class MutationSum(nn.Module):
 
 @register("denoiser", "variants")
 class VariantDenoiser(nn.Module):
-    """Equation (2); does not look at the time.
+    """Equation (4); does not look at the time.
 
     Args:
         vocabulary: letters ``V``; the input has one symbol more, the mask.
@@ -106,6 +120,7 @@ class VariantDenoiser(nn.Module):
 
     time_free = True
     base: Float[Tensor, "L V"]
+    log_count: Float[Tensor, " M1"]
 
     def __init__(
         self,
@@ -128,19 +143,71 @@ class VariantDenoiser(nn.Module):
         self.rate = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.rate.weight)
-        self.register_buffer("base", torch.zeros(length, vocabulary))  # no parameter: weight decay would flatten it
+        # no parameters: weight decay would flatten them
+        self.register_buffer("base", torch.zeros(length, vocabulary))
+        self.register_buffer("log_count", torch.zeros(MOST + 1))
 
     @torch.no_grad()
-    def start_from(self, frequencies: Float[Tensor, "L V"]) -> VariantDenoiser:
-        """Set ``b`` to the log of letters' frequencies at each site; where the network is silent, that is its law."""
+    def start_from(
+        self, frequencies: Float[Tensor, "L V"], shares: Float[Tensor, " M1"] | None = None
+    ) -> VariantDenoiser:
+        r"""Make (1) the law of the silent network.
+
+        Args:
+            frequencies: :math:`b`; rows sum to 1.
+            shares: :math:`\hat q` for 0, 1, ... mutations, positive; there are never more. Without it, ``c = 1``: sites
+                are independent.
+        """
         self.base.copy_(frequencies.log())
+        self.log_count.zero_()
+        if shares is not None:
+            law = shares.double()[: MOST + 1]
+            number = torch.arange(len(law), dtype=torch.float64)
+            log_count = (law / law.sum()).log() - _log_poisson(number, self._rates().double().sum())
+            self.log_count.fill_(log_count.max() + math.log(LEAST))
+            self.log_count[: len(law)] = log_count
         return self
 
+    def _rates(self) -> Float[Tensor, " L"]:
+        """:math:`r` of (1)."""
+        return 1 - self.base.softmax(-1).gather(1, self.read.wild_type[:, None])[:, 0]
+
+    def _log_odds(self, shown: Float[Tensor, " B"], masked: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        r"""Log of the ratio of :math:`F` in (2): how much likelier than alone a mutation is at each site.
+
+        :math:`F_n' = F_{n+1} - F_n`, so that :math:`F_n(\lambda_t - r)` is had from its Taylor series, to second order.
+        """
+        rates = self._rates()
+        left = (masked @ rates).clamp(min=1e-9).double()
+        number = torch.arange(MOST + 1, device=left.device, dtype=torch.float64)
+        weight = _log_poisson(number, left[:, None]).exp()
+        first = shown.round().long()[:, None] + torch.arange(4, device=left.device)
+        place = (first[..., None] + number.long()).clamp(max=MOST)
+        highest = self.log_count.max().double()
+        count = (self.log_count.double() - highest).exp()[place]
+        f = (weight[:, None] * count).sum(-1)[..., None]
+        r = rates.double()
+        one, zero = (
+            (f[:, n] - r * (f[:, n + 1] - f[:, n]) + r**2 / 2 * (f[:, n + 2] - 2 * f[:, n + 1] + f[:, n])).clamp(
+                min=LEAST
+            )
+            for n in (1, 0)
+        )
+        return (one / zero).log().to(masked.dtype)
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Float[Tensor, "B L V"]:
-        """Logits of the token laws; ``x_t`` is ``[B, L]`` tokens or ``[B, L, V + 1]`` relaxed tokens."""
+        """Logits of the token laws; ``x_t`` is ``[B, L]`` tokens or ``[B, L, V + 1]`` relaxed tokens, one-hot in value.
+
+        Gradient flows to relaxed tokens through :math:`h`, not through the number of mutations in (2).
+        """
         hidden = self.norm(self.read(x_t))
-        mutant = 1 - F.one_hot(self.read.wild_type, self.base.shape[1]).to(hidden.dtype)
-        return self.base + self.write(hidden).unflatten(1, self.base.shape) + self.rate(hidden)[..., None] * mutant
+        letters = self.base.shape[1]
+        tokens = x_t if x_t.ndim == 2 else x_t.detach().argmax(-1)
+        masked = tokens == letters
+        shown = ((tokens != self.read.wild_type) & ~masked).sum(1)
+        rise = self._log_odds(shown.to(hidden.dtype), masked.to(hidden.dtype)) + self.rate(hidden)
+        mutant = 1 - F.one_hot(self.read.wild_type, letters).to(hidden.dtype)
+        return self.base + self.write(hidden).unflatten(1, self.base.shape) + rise[..., None] * mutant
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -149,7 +216,7 @@ class VariantDenoiser(nn.Module):
 
 @register("regressor", "variants")
 class VariantRegressor(nn.Module):
-    """Equation (3).
+    """Equation (5).
 
     Args:
         vocabulary: letters ``V``.
@@ -201,3 +268,7 @@ def site_frequencies(tokens: Int[Tensor, "N L"], vocabulary: int, *, pseudocount
     for site, column in enumerate(tokens.T):
         counts[site] += torch.bincount(column, minlength=vocabulary)
     return counts / counts.sum(1, keepdim=True)
+
+
+def _log_poisson(number: Float[Tensor, " K"], rate: Tensor) -> Tensor:
+    return number * rate.log() - rate - torch.lgamma(number + 1)

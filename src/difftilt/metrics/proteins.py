@@ -13,6 +13,8 @@ References:
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Sequence
 
 import torch
 
@@ -72,3 +74,41 @@ def blosum_distance(
     own = similarity.diagonal()
     cost = (own[:, None] + own) / 2 - similarity
     return cost[wild_type.expand_as(tokens), tokens].sum(1)
+
+
+def spelled(design: str, wild_type: str, numbers: Sequence[int]) -> str:
+    """Mutations as protein engineers write them, e.g. ``"S65T V163A"``; ``"wild type"`` where there is none.
+
+    Args:
+        design: letters.
+        wild_type: as many letters.
+        numbers: usual number of each residue.
+    """
+    changes = [f"{old}{number}{new}" for old, new, number in zip(wild_type, design, numbers, strict=True) if old != new]
+    return " ".join(changes) or "wild type"
+
+
+def mutant(wild_type: str, changes: str, numbers: Sequence[int]) -> str:
+    """The design that :func:`spelled` spells.
+
+    Args:
+        wild_type: letters.
+        changes: e.g. ``"S65T V163A"``, with spaces, commas, colons or slashes between them.
+        numbers: usual number of each residue.
+
+    Raises:
+        ConfigError: a change that is not written so, a residue that there is not, or one that has another letter.
+    """
+    letters, place = list(wild_type), {number: index for index, number in enumerate(numbers)}
+    for change in re.split(r"[\s,:/]+", changes.strip()):
+        read = re.fullmatch(r"([A-Z])(\d+)([A-Z])", change)
+        if read is None:
+            raise ConfigError(f"expected mutations such as S65T; got '{change}'; write old letter, number, new letter")
+        old, number, new = read[1], int(read[2]), read[3]
+        if number not in place:
+            raise ConfigError(f"expected a residue from {min(numbers)} to {max(numbers)}; got '{change}'; correct it")
+        index = place[number]
+        if wild_type[index] != old:
+            raise ConfigError(f"expected {wild_type[index]}{number}, the wild type's residue; got '{change}'; check it")
+        letters[index] = new
+    return "".join(letters)

@@ -9,7 +9,7 @@ import torch
 
 from difftilt.core.codec import TokenCodec
 from difftilt.errors import ConfigError
-from difftilt.metrics import proteins
+from difftilt.metrics import proteins, sequences
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 CODEC = TokenCodec(LETTERS, 4)
@@ -29,6 +29,16 @@ def test_shares_sum_to_one_and_the_last_holds_what_is_beyond():
 
 def test_sites_are_counted_one_by_one():
     assert proteins.mutated_sites(DESIGNS, WILD_TYPE).tolist() == [0.5, 0.25, 0.25, 0.5]
+
+
+def test_the_nearest_known_design_is_that_of_the_plain_count():
+    rng = torch.Generator().manual_seed(0)
+    tokens, known = (torch.randint(6, (n, 9), generator=rng) for n in (300, 70))
+    wild_type = known[0].clone()
+    known[1:, 2:7] = wild_type[2:7]
+    expected = sequences.nearest_distance(tokens, known, 6)
+    assert torch.equal(proteins.nearest_distance(tokens, known, wild_type), expected)
+    assert torch.equal(proteins.nearest_distance(known, known, wild_type), torch.zeros(70, dtype=torch.long))
 
 
 def test_blosum_distance_is_half_the_self_scores_less_the_exchange():

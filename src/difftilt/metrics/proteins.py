@@ -38,6 +38,32 @@ def mutated_sites(tokens: Int[Tensor, "N L"], wild_type: Int[Tensor, " L"]) -> F
     return (tokens != wild_type).double().mean(0)
 
 
+def nearest_distance(
+    tokens: Int[Tensor, "N L"], known: Int[Tensor, "M L"], wild_type: Int[Tensor, " L"]
+) -> Int[Tensor, " N"]:
+    r"""Mutations from each design to the nearest of ``known``, counted over mutated sites only.
+
+    .. math:: d(x, y) = n(x) + n(y) - \#\{\text{sites mutated in both}\} - \#\{\text{those with the same residue}\}
+    """
+    letters = int(max(tokens.max(), known.max(), wild_type.max())) + 1
+    sites = wild_type.shape[0]
+
+    def marks(x: Int[Tensor, "B L"]) -> Tensor:
+        """``[B, L (V + 1)]``, sparse: which sites are mutated, and which to what."""
+        row, site = (x != wild_type).nonzero(as_tuple=True)
+        column = torch.cat([site, sites + site * letters + x[row, site]])
+        index = torch.stack([row.repeat(2), column])
+        return torch.sparse_coo_tensor(index, torch.ones(2 * len(row)), (len(x), sites * (letters + 1)))
+
+    there = marks(known).coalesce()
+    nearest = []
+    for part in tokens.split(256):
+        shared = torch.sparse.mm(there, marks(part).to_dense().T).round().long()
+        distance = mutations(known, wild_type)[:, None] + mutations(part, wild_type) - shared
+        nearest.append(distance.amin(0))
+    return torch.cat(nearest)
+
+
 def total_variation(mine: Float[Tensor, " M1"], theirs: Float[Tensor, " M1"]) -> float:
     """Half the sum of absolute differences of two laws, 0 to 1."""
     return 0.5 * (mine - theirs).abs().sum().item()

@@ -71,7 +71,7 @@ class MutationSum(nn.Module):
         length = len(wild_type)
         self.symbols, self.masked = symbols, masked
         self.register_buffer("wild_type", torch.tensor(list(wild_type)), persistent=False)
-        table = 0.5 * torch.randn(length, symbols, width)
+        table = 0.1 * torch.randn(length, symbols, width)
         if masked:  # hundreds of masked sites add up
             table[:, -1] *= length**-0.5
         self.table = nn.Parameter(table)

@@ -176,7 +176,7 @@ class ProteinTask(SequenceTask):
         """Mutations, BLOSUM62 distance to the wild type (with Biopython), uniqueness, diversity, novelty."""
         wild_type = self.wild_type_of(policy)
         tokens = self.codec(len(wild_type)).encode([wild_type])[0]
-        common = super().describe(policy, known)
+        common = super().describe(policy, None)
         similarity = proteins.blosum62(self.alphabet) if proteins.has_blosum() else None
 
         def describe(x_0: Tensor) -> dict[str, Any]:
@@ -185,6 +185,8 @@ class ProteinTask(SequenceTask):
             facts.pop("kmer_correlation", None)  # of near copies it is 1 whatever they are
             if len(wild_type) > LONGEST_LOGO:
                 facts.pop("position_frequencies")
+            if isinstance(known, Tensor) and known.shape[1] == len(wild_type):
+                facts["novelty"] = proteins.nearest_distance(x_0, known, tokens).double().mean().item()
             count = proteins.mutations(x_0, tokens)
             facts["mutations_from_wild_type"] = count.double().mean().item()
             facts["most_mutations"] = float(count.max())

@@ -13,7 +13,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, DataError, UnsupportedError
-from difftilt.networks.near import NearDenoiser, near
+from difftilt.networks.near import NearDenoiser, near, varying
 from difftilt.networks.variants import VariantDenoiser, VariantRegressor, site_frequencies
 from difftilt.problems.enumerated import EnumeratedChain
 from difftilt.processes.flow import Flow
@@ -208,6 +208,16 @@ def test_limits_that_make_no_sense_are_refused():
     vectors = Policy(torch.nn.Identity(), Flow(sigma_min=0.1), VectorCodec(), (2,))
     with pytest.raises(UnsupportedError, match="Flow"):
         near(vectors, WILD_TYPE, 2)
+
+
+def test_only_the_named_sites_vary():
+    some = varying(policy(), WILD_TYPE, [2, 5])
+    drawn = CODEC.encode(some.sample(200))
+    changed = (drawn != TOKENS).any(0)
+    assert changed.tolist() == [False, True, False, False, True]
+    for sites, came in (([], "none"), ([0], "site 0"), ([2, 6], "site 6")):
+        with pytest.raises(ConfigError, match=f"sites from 1 to 5; got {came}"):
+            varying(policy(), WILD_TYPE, sites)
 
 
 # --- its reward ------------------------------------------------------------------------------------------------------

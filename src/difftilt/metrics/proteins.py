@@ -53,7 +53,8 @@ def nearest_distance(
         row, site = (x != wild_type).nonzero(as_tuple=True)
         column = torch.cat([site, sites + site * letters + x[row, site]])
         index = torch.stack([row.repeat(2), column])
-        return torch.sparse_coo_tensor(index, torch.ones(2 * len(row)), (len(x), sites * (letters + 1)))
+        size = len(x), sites * (letters + 1)
+        return torch.sparse_coo_tensor(index, torch.ones(2 * len(row)), size, check_invariants=True)
 
     there = marks(known).coalesce()
     nearest = []

@@ -107,3 +107,33 @@ def near(policy: Policy, wild_type: str, most: int | None) -> Policy:
             )
     limited = NearDenoiser(plain, tokens.tolist(), most).train(plain.training)
     return policy.with_denoiser(limited)
+
+
+def varying(policy: Policy, wild_type: str, sites: Sequence[int]) -> Policy:
+    """``policy`` with every residue but those of ``sites`` held as in the wild type; the network is shared.
+
+    A model that was not trained on variants of this protein, such as a protein language model, then sees the wild type
+    around the sites from the first step on.
+
+    Args:
+        policy: whose process can hold letters.
+        wild_type: the design to vary.
+        sites: positions that may change, counted from 1.
+
+    Raises:
+        ConfigError: no site, or one that the wild type does not have.
+        DataError: a wild type of another length or of other letters than the designs.
+        UnsupportedError: designs are no strings, or the process cannot hold letters.
+    """
+    if not isinstance(policy.codec, TokenCodec):
+        raise UnsupportedError(f"expected designs that are strings; got {type(policy.codec).__name__}")
+    tokens = policy.codec.encode([wild_type])[0]
+    wrong = [site for site in sites if not 1 <= site <= len(tokens)]
+    if wrong or not sites:
+        came = f"site {wrong[0]}" if wrong else "none"
+        raise ConfigError(f"expected sites from 1 to {len(tokens)}; got {came}; count from the first letter")
+    free = torch.zeros(len(tokens), dtype=torch.bool)
+    free[[site - 1 for site in sites]] = True
+    fixed = tokens.where(~free, -1).to(policy.device)
+    policy.process.clamp(fixed[None], fixed)  # a process that cannot hold positions says so
+    return policy.holding(fixed)

@@ -16,11 +16,12 @@ from difftilt.data import Table, find
 from difftilt.domains.pretraining import Pretraining
 from difftilt.domains.protein import BRIGHT, GB1, GFP, TASKS, ProteinTask
 from difftilt.domains.protein.alignment import Line, alignment, same_group
-from difftilt.domains.protein.task import area_under_curve, best_designs
+from difftilt.domains.protein.quality import area_under_curve
+from difftilt.domains.protein.task import best_designs, limit_of
 from difftilt.domains.task import MASKED, Histogram, Picture, Prior, Scene
 from difftilt.errors import ConfigError, DataError
 from difftilt.metrics import proteins
-from difftilt.networks.near import NearDenoiser
+from difftilt.networks.near import NearDenoiser, near
 from difftilt.training.designs import DesignSet
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
@@ -100,6 +101,16 @@ def test_the_limits_come_back_from_a_folder(tmp_path):
     assert TINY.facts(policy)["held"] == ["A8", "Y9"]
     assert TINY.facts(policy)["most_mutations"] == 3
     assert TINY.facts(policy)["first_residue"] == 5
+
+
+def test_rewards_of_a_limited_policy_end_at_its_limit():
+    policy = untrained()
+    reward = TINY.limited(lambda designs: [1.0] * len(designs), policy)
+    value = torch.as_tensor(reward([WILD_TYPE, "A" * len(WILD_TYPE)]))
+    assert value.isnan().tolist() == [False, True]
+    free = near(policy, WILD_TYPE, None)
+    assert limit_of(free) is None
+    assert not torch.as_tensor(TINY.limited(lambda designs: [1.0] * len(designs), free)(["A" * 12])).isnan().any()
 
 
 # --- the wild type ---------------------------------------------------------------------------------------------------

@@ -21,25 +21,23 @@ import torch
 
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward
 from difftilt.core.trajectory import sample_states
 from difftilt.domains.protein.alignment import Line, alignment
+from difftilt.domains.protein.quality import PSEUDOCOUNT, against_sites, exact_fit, two_modes
 from difftilt.domains.sequence import SAMPLES, SequenceTask
 from difftilt.domains.task import Histogram, Picture, Scene, TaskData
 from difftilt.metrics import proteins, sequences
-from difftilt.networks.near import near
+from difftilt.networks.near import NearDenoiser, near
 from difftilt.networks.variants import VariantDenoiser, site_frequencies
-from difftilt.problems.enumerated import MOST_STATES, EnumeratedChain
-from difftilt.problems.markov import markov_law
+from difftilt.problems.enumerated import MOST_STATES
 from difftilt.rewards.ensemble import EnsembleReward
+from difftilt.rewards.near import Near
 from difftilt.rng import Streams
 from difftilt.training.designs import Describe
-from difftilt.training.pretrain import denoising_bounds
-from difftilt.training.regress import measure_fit
 from difftilt.types import Bool, Float, Int, Tensor
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
-PSEUDOCOUNT = 0.05
-"""Added to each residue's count at each site; chosen on validation designs of ``gfp``, where 0.03 to 0.1 are alike."""
 TOP = 8
 """Designs in the drawing."""
 LONGEST_LOGO = 100
@@ -139,7 +137,7 @@ class ProteinTask(SequenceTask):
         predicted, measured = reward(data.states[data.test]).double(), data.scores[data.test].double()
         if self.bright is not None and 0 < (measured > self.bright).sum() < len(measured):
             counts = proteins.mutations(data.states[data.test], tokens)
-            metrics |= _modes(predicted, measured, counts, self.bright)
+            metrics |= two_modes(predicted, measured, counts, self.bright)
         return reward, metrics
 
     def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
@@ -196,6 +194,14 @@ class ProteinTask(SequenceTask):
 
         return describe
 
+    def limited(self, reward: Reward, policy: Policy) -> Reward:
+        """``reward`` within the limit of mutations that ``policy`` keeps; NaN beyond it, with the reason.
+
+        Letters shown in one step can pass the limit together (:mod:`~difftilt.networks.near`).
+        """
+        most = limit_of(policy)
+        return reward if most is None else Near(reward, self.wild_type_of(policy), most)
+
     def facts(self, policy: Policy) -> dict[str, Any]:
         """Wild type, first number, and the limits that the sampler keeps."""
         wild_type = self.wild_type_of(policy)
@@ -203,7 +209,7 @@ class ProteinTask(SequenceTask):
         facts: dict[str, Any] = {**super().facts(policy), "wild_type": wild_type}
         consecutive = numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else False
         facts |= {"first_residue": numbers[0]} if consecutive else {"residues": numbers}
-        most = getattr(policy.denoiser, "most", None)
+        most = limit_of(policy)
         if most is not None:
             facts["most_mutations"] = most
         if policy.fixed is not None:
@@ -253,6 +259,11 @@ class ProteinTask(SequenceTask):
         return drawings
 
 
+def limit_of(policy: Policy) -> int | None:
+    """Mutations that the sampler of ``policy`` keeps to; ``None`` without a limit."""
+    return next((module.most for module in policy.denoiser.modules() if isinstance(module, NearDenoiser)), None)
+
+
 def best_designs(designs: Sequence[str], reward: Float[Tensor, " N"], most: int) -> list[tuple[str, float]]:
     """The best distinct designs that have a reward, best first."""
     best: dict[str, float] = {}
@@ -261,81 +272,3 @@ def best_designs(designs: Sequence[str], reward: Float[Tensor, " N"], most: int)
         if value == value and len(best) < most:
             best.setdefault(designs[index], value)
     return list(best.items())
-
-
-def against_sites(
-    policy: Policy, train: Int[Tensor, "N L"], test: Int[Tensor, "M L"], wild_type: Int[Tensor, " L"], *, seed: int
-) -> dict[str, float]:
-    """The bound beside two laws in closed form, nats per design: independent sites, and with the law of the number."""
-    frequencies = site_frequencies(train, policy.process.vocabulary, pseudocount=PSEUDOCOUNT)
-    independent = -frequencies.log().gather(1, test.T).sum(0)
-    most = int(proteins.mutations(train, wild_type).max())
-    shares = proteins.mutation_shares(train, wild_type, most) * len(train) + 0.5
-    rates = 1 - frequencies.gather(1, wild_type[:, None])[:, 0]
-    number = torch.arange(most + 1, dtype=torch.float64)
-    poisson = number * rates.sum().log() - rates.sum() - torch.lgamma(number + 1)
-    log_count = (shares / shares.sum()).log() - poisson
-    counted = independent - log_count[proteins.mutations(test, wild_type).clamp(max=most)]
-    rng = torch.Generator().manual_seed(seed)
-    bounds = denoising_bounds(policy.denoiser, policy.process, test, rng, draws=128).cpu()
-    metrics = {"test_bound_nats_per_design": round(bounds.mean().item(), 3)}
-    for name, law in (("independent_sites", independent), ("independent_sites_and_number", counted)):
-        gain = law - bounds
-        metrics[f"{name}_nats_per_design"] = round(law.mean().item(), 3)
-        metrics[f"advantage_over_{name}"] = round(gain.mean().item(), 3)
-        metrics[f"advantage_over_{name}_error"] = round((gain.std() / len(gain) ** 0.5).item(), 3)
-    return metrics
-
-
-def exact_fit(policy: Policy, data: TaskData) -> dict[str, float]:
-    """Exact numbers of the law of ``policy`` over all designs: likelihoods, KL of the data to it, who has a reward."""
-    chain = EnumeratedChain(policy)
-    law = chain.marginal(policy)
-    letters, length = policy.process.vocabulary, policy.event_shape[0]
-    place = letters ** torch.arange(length - 1, -1, -1)
-    train, validation, test = (data.states[rows] for rows in (data.prior_train, data.prior_validation, data.prior_test))
-    seen = torch.cat([train, validation, test]) @ place
-    measured = ~data.scores.isnan()
-    score = torch.full((letters**length,), torch.nan, dtype=torch.float64)
-    score[data.states[measured] @ place] = data.scores[measured].double()
-    there = ~score.isnan()
-    every = chain.designs.cpu()
-    markov = markov_law(train, every, vocabulary=letters)
-    metrics = {}
-    for name, other in (("exact_test", law), ("markov_1_test", markov)):
-        metrics[f"{name}_nats_per_design"] = round(-other[test @ place].log().mean().item(), 4)
-        metrics[f"{name.removesuffix('_test')}_kl_of_data"] = round(
-            (-other[seen].log().mean() - torch.tensor(len(seen)).log()).item(), 4
-        )
-    return metrics | {
-        "share_measured": round(law[there].sum().item(), 4),
-        "share_of_data_law": round(law[seen].sum().item(), 4),
-        "mean_score": round(((law * score.nan_to_num(0)).sum() / law[there].sum()).item(), 4),
-    }
-
-
-def _modes(
-    predicted: Float[Tensor, " N"], measured: Float[Tensor, " N"], count: Int[Tensor, " N"], bright: float
-) -> dict[str, float]:
-    """Area under the curve of upper against lower mode, and fits by number of mutations and within the upper mode."""
-    works = measured > bright
-    inside = measure_fit(predicted[works], measured[works])
-    metrics = {
-        "test_auc_upper_mode": round(area_under_curve(predicted, works), 4),
-        "upper_mode_spearman": round(inside.spearman, 4),
-    }
-    for low, high in ((1, 1), (2, 2), (3, 3), (4, 5), (6, 99)):
-        rows = (count >= low) & (count <= high)
-        name = f"{low}" if low == high else f"{low}_or_more" if high > 50 else f"{low}_to_{high}"
-        if rows.sum() > 20:
-            metrics[f"test_spearman_{name}_mutations"] = round(measure_fit(predicted[rows], measured[rows]).spearman, 4)
-    return metrics
-
-
-def area_under_curve(score: Float[Tensor, " N"], positive: Bool[Tensor, " N"]) -> float:
-    """Chance that a positive has the higher score than a negative, ties counted half."""
-    _, inverse, counts = score.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    rank = (ends - (counts.double() - 1) / 2)[inverse]
-    ones, zeros = positive.sum(), (~positive).sum()
-    return ((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros)).item()

@@ -1,7 +1,7 @@
 r"""Protein tasks: variants of a wild type, with residues numbered as in the literature.
 
-Where p_pre is a law of near copies (``priors`` with a ``"variants"`` denoiser), three things are kept by its sampler,
-and so by everything that is tuned or steered from it:
+Where p_pre is a law of near copies (a ``"variants"`` denoiser, and few mutations per site), three things are kept by
+its sampler, and so by everything that is tuned or steered from it:
 
 - the sites of note, e.g. a chromophore, are held as in the wild type;
 - no design has more mutations than the designs of p_pre's law in the data (:mod:`~difftilt.networks.near`);
@@ -38,6 +38,8 @@ from difftilt.training.designs import Describe
 from difftilt.types import Bool, Float, Int, Tensor
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+RARE = 0.3
+"""Mutations per site up to which designs are near copies, whose number of mutations is nearly Poisson."""
 TOP = 8
 """Designs in the drawing."""
 LONGEST_LOGO = 100
@@ -99,7 +101,7 @@ class ProteinTask(SequenceTask):
     # --- models --------------------------------------------------------------------------------------------------
 
     def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:
-        """The prior's network; a law of near copies starts from the data's frequencies, with its limits."""
+        """The prior's network; one of variants starts from the data's frequencies, near copies with their limits."""
         train = data.states[data.prior_train]
         wild_type = self.reference(train)
         tokens = self.codec(len(wild_type)).encode([wild_type])[0]
@@ -112,16 +114,20 @@ class ProteinTask(SequenceTask):
         entry = replace(self, priors={**self.priors, process: replace(prior, denoiser=filled)})
         policy = super(ProteinTask, entry).untrained(process, data, seed=seed)
         assert isinstance(policy.denoiser, VariantDenoiser)
+        policy.card = {"wild_type": wild_type}
+        frequencies = site_frequencies(train, len(self.alphabet), pseudocount=PSEUDOCOUNT)
+        if (train != tokens).double().mean() > RARE:
+            policy.denoiser.start_from(frequencies)
+            return policy
         learned = torch.cat([train, data.states[data.prior_validation], data.states[data.prior_test]])
         most = max(1, int(proteins.mutations(learned, tokens).max()))
         shares = proteins.mutation_shares(train, tokens, most) * len(train) + 0.5
-        frequencies = site_frequencies(train, len(self.alphabet), pseudocount=PSEUDOCOUNT)
         policy.denoiser.start_from(frequencies, shares / shares.sum())
         held = self.held(wild_type)
         if held.any():
             policy = policy.holding(tokens.where(held, -1))
         policy = near(policy, wild_type, most)
-        policy.card = {"wild_type": wild_type, "most_mutations": most}
+        policy.card["most_mutations"] = most
         return policy
 
     def fit(

@@ -44,7 +44,7 @@ TINY = dataclasses.replace(
     },
     reward={"type": "variants", "width": 8, "depth": 1},
     reward_training=RegressConfig(epochs=4, members=2),
-    judge={"type": "conv", "width": 8, "kernel": 3, "dilations": [1], "hidden": 8},
+    judge={"type": "stability", "rank": 2},
     judge_training=RegressConfig(epochs=4, members=1, seed=1),
 )
 
@@ -159,7 +159,11 @@ def test_every_part_is_trained_and_its_card_has_the_numbers(tmp_path):
     denoiser = done["denoiser"]
     assert denoiser["sampled_mutations_most"] <= 3
     assert denoiser["mutations_total_variation"] < 0.2
-    assert {"advantage_over_independent_sites", "independent_sites_and_number_nats_per_design"} <= set(denoiser)
+    assert {
+        "advantage_over_independent_sites",
+        "independent_sites_and_number_nats_per_design",
+        "advantage_of_the_network",
+    } <= set(denoiser)
     assert sum(float(share) for share in denoiser["test_shares_by_mutations"].split()) == pytest.approx(1, abs=0.01)
     assert 0.5 < done["reward"]["test_auc_upper_mode"] <= 1
     assert "test_auc_upper_mode" in done["judge"]

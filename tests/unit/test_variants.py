@@ -14,7 +14,7 @@ from difftilt.core.reward import DifferentiableReward
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, DataError, UnsupportedError
 from difftilt.networks.near import NearDenoiser, near, varying
-from difftilt.networks.variants import VariantDenoiser, VariantRegressor, site_frequencies
+from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, VariantRegressor, site_frequencies
 from difftilt.problems.enumerated import EnumeratedChain
 from difftilt.processes.flow import Flow
 from difftilt.processes.masked import Masked
@@ -97,15 +97,30 @@ def test_one_hot_relaxed_tokens_give_the_logits_of_their_tokens(limited):
     assert torch.allclose(network(x, torch.ones(64)), network(relaxed, torch.ones(64)), atol=1e-5)
 
 
-def test_the_regressor_reads_relaxed_designs_with_a_gradient():
+@pytest.mark.parametrize("kind", [VariantRegressor, StabilityRegressor])
+def test_regressors_read_relaxed_designs_with_a_gradient(kind):
     with seeded_initialisation(0):
-        regressor = VariantRegressor(len(LETTERS), LENGTH, TOKENS.tolist(), width=8).eval()
+        regressor = kind(len(LETTERS), LENGTH, TOKENS.tolist()).eval()
+        for parameter in regressor.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
     x = states() % len(LETTERS)
     relaxed = F.one_hot(x, len(LETTERS)).float().requires_grad_()
     assert torch.allclose(regressor(x), regressor(relaxed), atol=1e-5)
     regressor(relaxed).sum().backward()
     assert relaxed.grad is not None
     assert relaxed.grad.abs().sum() > 0
+
+
+def test_stability_adds_single_effects_and_products_of_pairs():
+    regressor = StabilityRegressor(len(LETTERS), LENGTH, TOKENS.tolist(), rank=1)
+    with torch.no_grad():
+        regressor.table.zero_()
+        regressor.table[0, 1] = torch.tensor([-1.0, 0.5, 2.0])  # A1C
+        regressor.table[4, 3] = torch.tensor([-0.5, 0.25, 0.5])  # A5E
+        regressor.start.copy_(torch.tensor([1.0, 2.0, -1.0]))
+    value = regressor(CODEC.encode([WILD_TYPE, "CCDEA", "CCDEE"]))
+    share = torch.tensor([1.0, 0.0, 1.0 - 1.5 + 2.0 * 0.5]).sigmoid()
+    assert torch.allclose(value, -1 + torch.tensor([2.0, 2.5, 2.75]) * share, atol=1e-6)
 
 
 def test_the_sum_reads_nothing_of_the_wild_type_and_adds_up_over_sites():

@@ -10,11 +10,11 @@ from difftilt.networks.near import NearDenoiser
 from difftilt.networks.regressor import ConvRegressor, PerceptronRegressor, RecurrentRegressor, WindowRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
-from difftilt.networks.variants import VariantDenoiser, VariantRegressor
+from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, VariantRegressor
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
     "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
-    "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
-    "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
+    "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser",
+    "TransformerDenoiser", "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -18,11 +18,15 @@ as the sum of a vector for each site that differs,
 .. math::
     h(x_t) &= f\Big( \sum_l \big( E_l(x_t^l) - E_l(w^l) \big),\, n,\, m \Big)                              \qquad (3) \\
     \pi^l(a \mid x_t) &\propto \pi_b^l(a \mid x_t) \exp\big( u_l(a) \cdot h + g \cdot h\, 1[a \ne w^l] \big) \ (4) \\
-    \hat y(x) &= v \cdot h                                                                                \qquad (5)
+    \hat y(x) &= v \cdot h                                                                                \qquad (5) \\
+    \hat y(x) &= y_0 + \Big( y_1 + \sum_l \eta_l \Big)\,
+        \sigma\Big( s + \sum_l \epsilon_l + \sum_{l < k} \langle \xi_l, \xi_k \rangle \Big)                  \qquad (6)
 
 with ``m`` the share of masked sites and ``f`` a residual perceptron; ``u = g = 0`` at the start, to which weight decay
-pulls. The regressor (5) is a global epistasis model: effects add up to a latent trait that a nonlinearity reads. No
-site is like another, so nothing is shared between sites, and a call costs one row of a table for each mutation, where a
+pulls. The regressor (5) is a global epistasis model: effects add up to a latent trait that a nonlinearity reads. The
+regressor (6) is of another kind: a stability with effects :math:`\epsilon_l(x^l)` of single mutations and products of
+vectors :math:`\xi_l(x^l)` of pairs, whose sigmoid is the share of molecules that work, and the height of those. No site
+is like another, so nothing is shared between sites, and a call costs one row of a table for each mutation, where a
 convolution costs its width for each site.
 
 References:
@@ -141,8 +145,7 @@ class VariantDenoiser(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.write = nn.Linear(width, length * vocabulary, bias=False)
         self.rate = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.rate.weight)
+        self.silence()
         # no parameters: weight decay would flatten them
         self.register_buffer("base", torch.zeros(length, vocabulary))
         self.register_buffer("log_count", torch.zeros(MOST + 1))
@@ -167,6 +170,12 @@ class VariantDenoiser(nn.Module):
             self.log_count.fill_(log_count.max() + math.log(LEAST))
             self.log_count[: len(law)] = log_count
         return self
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Leave (1) alone: ``u = g = 0``."""
+        self.write.weight.zero_()
+        self.rate.weight.zero_()
 
     def _rates(self) -> Float[Tensor, " L"]:
         """:math:`r` of (1)."""
@@ -251,6 +260,52 @@ class VariantRegressor(nn.Module):
     def forward(self, x: Tensor) -> Float[Tensor, " B"]:
         """Standardised prediction of ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
         return self.head(self.read(x))[:, 0]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return self.arguments
+
+
+@register("regressor", "stability")
+class StabilityRegressor(nn.Module):
+    """Equation (6).
+
+    Args:
+        vocabulary: letters ``V``.
+        length: positions ``L``.
+        wild_type: tokens ``w``.
+        rank: size of the vectors of sites.
+
+    Raises:
+        ConfigError: a wild type of another length.
+    """
+
+    wild_type: Tensor
+
+    def __init__(self, vocabulary: int, length: int, wild_type: Sequence[int], rank: int = 8) -> None:
+        super().__init__()
+        _check(wild_type, length)
+        self.arguments = {
+            "vocabulary": vocabulary, "length": length, "wild_type": list(wild_type), "rank": rank
+        }  # fmt: skip
+        self.register_buffer("wild_type", torch.tensor(list(wild_type)), persistent=False)
+        single = torch.zeros(length, vocabulary, 2)  # of the stability and of the height
+        self.table = nn.Parameter(torch.cat([single, 0.1 * torch.randn(length, vocabulary, rank)], dim=2))
+        self.start = nn.Parameter(torch.tensor([3.0, 2.0, -1.0]))  # stability and height of the wild type, floor
+
+    def forward(self, x: Tensor) -> Float[Tensor, " B"]:
+        """Standardised prediction of ``[B, L]`` tokens or ``[B, L, V]`` probabilities. Gradient flows to ``x``."""
+        places = torch.arange(len(self.wild_type), device=x.device)
+        table = self.table - self.table[places, self.wild_type][:, None]
+        if x.ndim == 2:
+            index, flat = x + places * table.shape[1], table.flatten(0, 1)
+            total = F.embedding_bag(index, flat, mode="sum")
+            own = F.embedding_bag(index, flat[:, 2:].square().sum(1, keepdim=True), mode="sum")[:, 0]
+        else:
+            sites = torch.einsum("blv,lvd->bld", x.to(table.dtype), table)
+            total, own = sites.sum(1), sites[..., 2:].square().sum((1, 2))
+        stable = self.start[0] + total[:, 0] + (total[:, 2:].square().sum(1) - own) / 2
+        return self.start[2] + (self.start[1] + total[:, 1]) * stable.sigmoid()
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

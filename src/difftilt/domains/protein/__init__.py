@@ -57,15 +57,17 @@ GB1 = ProteinTask(
     exact=True,
     priors={
         MASKED: Prior(
-            denoiser={"type": "transformer", "width": 64, "depth": 3, "heads": 4},
-            training=PretrainConfig(updates=3000, batch=512, learning_rate=2e-3, weight_decay=0.05),
+            denoiser={"type": "variants", "width": 96, "depth": 2, "dropout": 0.1},
+            training=PretrainConfig(
+                updates=1200, batch=512, learning_rate=2e-3, weight_decay=0.1, ema=0.99, validate_every=300
+            ),
             steps=4,
         )
     },
-    reward={"type": "conv", "width": 64, "kernel": 3, "dilations": [1, 1, 1], "hidden": 128, "dropout": 0.1},
-    reward_training=RegressConfig(epochs=15, members=2),
-    judge={"type": "variants", "width": 64, "depth": 3, "dropout": 0.1},
-    judge_training=RegressConfig(epochs=15, members=3, seed=1),
+    reward={"type": "conv", "width": 48, "kernel": 3, "dilations": [1, 1], "hidden": 96, "dropout": 0.1},
+    reward_training=RegressConfig(epochs=8, members=1),
+    judge={"type": "variants", "width": 64, "depth": 2, "dropout": 0.1},
+    judge_training=RegressConfig(epochs=8, members=2, seed=1),
 )
 GFP = ProteinTask(
     name="gfp",
@@ -86,19 +88,21 @@ GFP = ProteinTask(
     cluster_distance=None,
     priors={
         MASKED: Prior(
-            denoiser={"type": "variants", "width": 64, "depth": 2, "dropout": 0.1},
-            training=PretrainConfig(updates=3000, batch=512, learning_rate=5e-4, weight_decay=0.1, ema=0.99),
-            steps=64,
+            denoiser={"type": "variants", "width": 16, "depth": 1, "dropout": 0.1},
+            training=PretrainConfig(
+                updates=800, batch=256, learning_rate=1e-3, weight_decay=0.3, ema=0.99, validate_every=200
+            ),
+            steps=32,
             note=(
                 "Its sampler holds the chromophore S65-Y66-G67 (usual numbers; the design leaves out Met 1) and shows "
                 "at most 8 mutations."
             ),
         )
     },
-    reward={"type": "variants", "width": 32, "depth": 2, "dropout": 0.1},
-    reward_training=RegressConfig(epochs=15, members=5),
-    judge={"type": "conv", "width": 32, "kernel": 5, "dilations": [1, 1, 2], "hidden": 64, "dropout": 0.2},
-    judge_training=RegressConfig(epochs=12, members=2, seed=1),
+    reward={"type": "variants", "width": 16, "depth": 2, "dropout": 0.0},
+    reward_training=RegressConfig(epochs=10, weight_decay=0.1, members=3),
+    judge={"type": "stability", "rank": 8},
+    judge_training=RegressConfig(epochs=10, learning_rate=1e-2, members=2, seed=1),
 )
 TASKS = (GB1, GFP)
 

@@ -136,7 +136,7 @@ class ProteinTask(SequenceTask):
         """An ensemble of regressors; where scores have two modes, how well these are told apart besides."""
         tokens = self.codec(data.states.shape[1]).encode([self.reference(data.states)])[0]
         chosen = {
-            name: {**spec, "wild_type": tokens.tolist()} if spec["type"] == "variants" else spec
+            name: {**spec, "wild_type": tokens.tolist()} if spec["type"] in ("variants", "stability") else spec
             for name, spec in (("reward", self.reward), ("judge", self.judge))
         }
         reward, metrics = super(ProteinTask, replace(self, **chosen)).fit(part, data, seed=seed, told=told)
@@ -154,8 +154,9 @@ class ProteinTask(SequenceTask):
         metrics: dict[str, Any] = {}
         if self.exact and (policy.process.vocabulary + 1) ** len(wild_type) <= MOST_STATES:
             metrics |= exact_fit(policy, data)
-        else:
+        elif limit_of(policy) is None:
             metrics |= super().measure(policy, data, seed=seed)
+        else:
             metrics |= against_sites(policy, train, test, tokens, seed=seed)
         drawn = sample_states(policy, SAMPLES, Streams(seed)("mutations"))
         most = int(max(proteins.mutations(part, tokens).max() for part in (train, test, drawn)))

@@ -36,7 +36,7 @@ from difftilt.training.designs import draw, scored
 TASKS: dict[str, ProteinTask] = {"gfp": GFP, "gb1": GB1}
 ALPHA = {"gfp": 0.02, "gb1": 0.5}
 """Reward units per nat."""
-CALLS, DESIGNS = 10_000, 500
+CALLS, DESIGNS = 5_000, 256
 SEEDS = (0, 1, 2)
 TRAINED: dict[str, dict[str, Any]] = {
     "ppo": {"steps_per_path": 4},

@@ -59,15 +59,15 @@ GB1 = ProteinTask(
         MASKED: Prior(
             denoiser={"type": "variants", "width": 96, "depth": 2, "dropout": 0.1},
             training=PretrainConfig(
-                updates=1200, batch=512, learning_rate=2e-3, weight_decay=0.1, ema=0.99, validate_every=300
+                updates=1000, batch=256, learning_rate=2e-3, weight_decay=0.1, ema=0.99, validate_every=250
             ),
             steps=4,
         )
     },
     reward={"type": "conv", "width": 48, "kernel": 3, "dilations": [1, 1], "hidden": 96, "dropout": 0.1},
-    reward_training=RegressConfig(epochs=8, members=1),
+    reward_training=RegressConfig(epochs=4, members=1),
     judge={"type": "variants", "width": 64, "depth": 2, "dropout": 0.1},
-    judge_training=RegressConfig(epochs=8, members=2, seed=1),
+    judge_training=RegressConfig(epochs=5, members=2, seed=1),
 )
 GFP = ProteinTask(
     name="gfp",
@@ -90,7 +90,7 @@ GFP = ProteinTask(
         MASKED: Prior(
             denoiser={"type": "variants", "width": 16, "depth": 1, "dropout": 0.1},
             training=PretrainConfig(
-                updates=800, batch=256, learning_rate=1e-3, weight_decay=0.3, ema=0.99, validate_every=200
+                updates=300, batch=256, learning_rate=1e-3, weight_decay=0.3, ema=0.98, validate_every=100
             ),
             steps=32,
             note=(
@@ -100,9 +100,9 @@ GFP = ProteinTask(
         )
     },
     reward={"type": "variants", "width": 16, "depth": 2, "dropout": 0.0},
-    reward_training=RegressConfig(epochs=10, weight_decay=0.1, members=3),
+    reward_training=RegressConfig(epochs=6, weight_decay=0.1, members=2),
     judge={"type": "stability", "rank": 8},
-    judge_training=RegressConfig(epochs=10, learning_rate=1e-2, members=2, seed=1),
+    judge_training=RegressConfig(epochs=6, learning_rate=1e-2, members=2, seed=1),
 )
 TASKS = (GB1, GFP)
 

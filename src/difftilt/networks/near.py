@@ -56,9 +56,10 @@ class NearDenoiser(nn.Module):
         logits = self.base(x_t, t, cond)
         letters = logits.shape[-1]
         tokens = x_t if x_t.ndim == 2 else x_t.detach().argmax(-1)
-        shown = ((tokens != self.wild_type) & (tokens != letters)).sum(1)
+        masked = tokens == letters  # a letter that is shown keeps its logits: no loss of it is infinite times zero
+        full = ((tokens != self.wild_type) & ~masked).sum(1) >= self.most
         mutant = F.one_hot(self.wild_type, letters) == 0
-        return logits.masked_fill((shown >= self.most)[:, None, None] & mutant, -torch.inf)
+        return logits.masked_fill((full[:, None] & masked)[..., None] & mutant, -torch.inf)
 
     def trainable(self) -> list[nn.Parameter]:
         """Those of the denoiser."""

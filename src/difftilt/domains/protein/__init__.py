@@ -88,9 +88,9 @@ GFP = ProteinTask(
     cluster_distance=None,
     priors={
         MASKED: Prior(
-            denoiser={"type": "variants", "width": 16, "depth": 1, "dropout": 0.1},
+            denoiser={"type": "variants", "width": 16, "depth": 1, "dropout": 0.2},
             training=PretrainConfig(
-                updates=300, batch=256, learning_rate=1e-3, weight_decay=0.3, ema=0.98, validate_every=100
+                updates=600, batch=512, learning_rate=3e-4, weight_decay=1.0, ema=0.99, validate_every=200
             ),
             steps=32,
             note=(

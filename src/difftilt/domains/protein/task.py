@@ -98,6 +98,13 @@ class ProteinTask(SequenceTask):
         noted = [number for site in self.noted.values() for number in site] if wild_type == self.wild_type else []
         return torch.isin(numbers, torch.tensor(noted, dtype=numbers.dtype))
 
+    @property
+    def split_note(self) -> str:
+        """At random; what that means for variants of one protein."""
+        if self.cluster_distance is not None:
+            return super().split_note
+        return "at random: no test variant was trained on, but its single mutations were, in others"
+
     # --- models --------------------------------------------------------------------------------------------------
 
     def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:

@@ -90,7 +90,7 @@ GFP = ProteinTask(
         MASKED: Prior(
             denoiser={"type": "variants", "width": 16, "depth": 1, "dropout": 0.2},
             training=PretrainConfig(
-                updates=600, batch=512, learning_rate=3e-4, weight_decay=1.0, ema=0.99, validate_every=200
+                updates=200, batch=512, learning_rate=5e-4, weight_decay=1.0, ema=0.98, validate_every=100
             ),
             steps=32,
             note=(

@@ -4,7 +4,7 @@ Run: ``python benchmarks/proteins.py run --jobs 2``, then ``table``. One part: `
 METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 
 - ``gfp``: reward and judge are networks trained on disjoint halves; the chromophore is held and the number of mutations
-  limited by the sampler. alpha 0.02 log10 units per nat.
+  limited by the sampler. alpha 0.03 log10 units per nat.
 - ``gb1``: the reward is the measured table; designs that were not measured have none. All 160,000 designs are
   enumerated, so that KL to the tilted law of the shipped p_pre is exact. alpha 0.5 (wild type = 1) per nat.
 """
@@ -34,7 +34,7 @@ from difftilt.rng import Streams
 from difftilt.training.designs import draw, scored
 
 TASKS: dict[str, ProteinTask] = {"gfp": GFP, "gb1": GB1}
-ALPHA = {"gfp": 0.02, "gb1": 0.5}
+ALPHA = {"gfp": 0.03, "gb1": 0.5}
 """Reward units per nat."""
 CALLS, DESIGNS = 5_000, 256
 SEEDS = (0, 1, 2)

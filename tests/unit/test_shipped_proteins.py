@@ -74,7 +74,7 @@ def test_models_of_brightness_know_the_modes_and_a_broken_chromophore(part):
     broken = [mutant(GFP.wild_type, change, GFP.numbers) for change in ("G67D", "G67R", "Y66D")]
     value = torch.as_tensor(load([GFP.wild_type, *broken]))
     assert value[0] > 3.4
-    assert (value[1:] < 2.0).all()
+    assert (value[1:] < value[0] - 0.5).all()
 
 
 def test_reward_and_judge_are_of_different_kinds_and_saw_different_rows():

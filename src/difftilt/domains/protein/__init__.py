@@ -65,9 +65,9 @@ GB1 = ProteinTask(
         )
     },
     reward={"type": "conv", "width": 48, "kernel": 3, "dilations": [1, 1], "hidden": 96, "dropout": 0.1},
-    reward_training=RegressConfig(epochs=4, members=1),
+    reward_training=RegressConfig(epochs=3, batch=256, members=1),
     judge={"type": "variants", "width": 64, "depth": 2, "dropout": 0.1},
-    judge_training=RegressConfig(epochs=5, members=2, seed=1),
+    judge_training=RegressConfig(epochs=4, batch=256, members=2, seed=1),
 )
 GFP = ProteinTask(
     name="gfp",

@@ -6,13 +6,15 @@ from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.guided import Guided
 from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
+from difftilt.networks.near import NearDenoiser
 from difftilt.networks.regressor import ConvRegressor, PerceptronRegressor, RecurrentRegressor, WindowRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
+from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, VariantRegressor
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
     "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
-    "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
-    "WindowRegressor", "Windowed",
+    "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser",
+    "TransformerDenoiser", "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.guided import Guided
 from difftilt.networks.lora import Adapted
@@ -12,7 +13,7 @@ from difftilt.networks.transformer import TransformerDenoiser
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
+    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser", "DiffusersDenoiser", "Guided", "MaskedLM",
     "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
     "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -61,6 +61,7 @@ class DataSet:
         without_score: rows that have none.
         landmarks: some designs and their score, which must be there.
         scored: the column that is meant by *score* here; a set may have properties, none of which is *the* score.
+            ``None`` where nothing was measured.
         origins: public files the tidy file is made from.
         tidy: pure; texts of ``origins`` in their order -> columns.
         rule: what else must hold; returns what is wrong, or ``None``.
@@ -85,7 +86,7 @@ class DataSet:
     citation: str
     landmarks: Mapping[str, float] = field(default_factory=dict)
     without_score: int = 0
-    scored: str = "score"
+    scored: str | None = "score"
 
 
 def pick(header: Sequence[str], *names: str) -> str:

@@ -13,7 +13,8 @@ from difftilt.networks.transformer import TransformerDenoiser
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser", "DiffusersDenoiser", "Guided", "MaskedLM",
+    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
+    "DiffusersDenoiser", "Guided", "MaskedLM",
     "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
     "WindowRegressor", "Windowed",
 ]  # fmt: skip

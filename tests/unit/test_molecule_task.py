@@ -39,7 +39,7 @@ def small():
     """The task with a network for tests, and its data."""
     prior = Prior(
         denoiser={"type": "conv_transformer", "width": 16, "kernel": 3, "dilations": [1], "depth": 1, "heads": 2},
-        training=PretrainConfig(updates=150, batch=32, learning_rate=5e-3, validate_every=75, ema=0.9),
+        training=PretrainConfig(updates=80, batch=16, learning_rate=1e-2, validate_every=40, ema=0.9),
         steps=6,
     )
     task = dataclasses.replace(ZINC, priors={MASKED: prior}, sampled=100)
@@ -117,11 +117,10 @@ def test_a_small_model_goes_through_saving_measuring_and_describing(trained, tmp
     task, data, policy, path = trained
     policy.save_pretrained(tmp_path / "model")
     again = Policy.from_pretrained(str(tmp_path / "model"))
-    rng = torch.Generator
-    assert again.sample(20, rng().manual_seed(0)) == policy.sample(20, rng().manual_seed(0))
+    assert again.sample(20, seed=3) == policy.sample(20, seed=3)
     card = task.measure(policy, data, seed=0)
     assert card["valid_fraction"] > 0.9
-    assert card["test_bound_nats"] < 40
+    assert card["test_bound_nats"] < 60  # 36 words of 20 are 150
     assert 0 < card["novel_fraction"] <= 1
     assert task.facts(policy)["representation"] == "SELFIES"
     known = task.known(path)

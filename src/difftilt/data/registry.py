@@ -5,11 +5,11 @@ from __future__ import annotations
 from difftilt.errors import nearest
 
 from .record import DataSet
-from .sets import enhancers, gb1, gfp, splicing, tfbind8, utr_mrl, yeast_promoter
+from .sets import enhancers, gb1, gfp, molecules, splicing, tfbind8, utr_mrl, yeast_promoter
 
 SETS: dict[str, DataSet] = {
     record.name: record
-    for module in (utr_mrl, yeast_promoter, enhancers, gb1, gfp, splicing, tfbind8)
+    for module in (utr_mrl, yeast_promoter, enhancers, gb1, gfp, splicing, tfbind8, molecules)
     for record in module.SETS
 }
 ALIASES = {"tfbind8": "tfbind8/SIX6_REF_R1"}

@@ -2,6 +2,7 @@
 
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.guided import Guided
 from difftilt.networks.lora import Adapted
@@ -14,7 +15,8 @@ from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, Vari
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
-    "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser",
-    "TransformerDenoiser", "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
+    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
+    "DiffusersDenoiser", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor",
+    "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser", "VariantRegressor",
+    "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -212,16 +212,16 @@ class Graph:
         node = node.where(node < mask, network.atoms)
         row, column = (pairs[1] < count[:, None]).nonzero(as_tuple=True)
         first, second = pairs[0][column], pairs[1][column]
-        letter = bond[row, column]
+        letter, one = bond[row, column], torch.eye(n, device=x.device, dtype=network.atom.weight.dtype)
 
         def square(values: Tensor) -> Float[Tensor, "B n n"]:
-            matrix = torch.zeros(len(x), n, n, device=x.device)
-            matrix[row, first, second] = matrix[row, second, first] = values.float()
+            matrix = one.new_zeros(len(x), n, n)
+            matrix[row, first, second] = matrix[row, second, first] = values.to(one)
             return matrix
 
         order, masked = square(letter.where(letter < bonds, 0)), square(letter == bonds)
-        near = (order + torch.eye(n, device=x.device)).clamp(max=1)
-        reached, distance = torch.eye(n, device=x.device).expand(len(x), n, n), torch.zeros_like(order)
+        near = (order + one).clamp(max=1)
+        reached, distance = one.expand(len(x), n, n), torch.zeros_like(order)
         for _ in range(FARTHEST - 1):
             distance = distance + (1 - reached)
             reached = (reached @ near).clamp(max=1)

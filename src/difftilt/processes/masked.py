@@ -116,7 +116,7 @@ class Masked(Process):
         if self.stages is not None:
             widths = torch.tensor([run.stop - run.start for run in self._runs(x_0)], device=x_0.device)
             hidden = self._hidden(t.reshape(-1)).repeat_interleave(widths, dim=1)
-        return torch.where(noise < hidden, self.mask, x_0)
+        return torch.where(noise < hidden, self.mask, x_0.long())
 
     def transition(self, prediction: Float[Tensor, "B L V"], x_t: Tensor, t: Tensor, s: Tensor) -> MaskedStep:
         """The kernel (1); ``prediction`` are the logits of the token laws.
@@ -149,7 +149,7 @@ class Masked(Process):
         that ``m`` of them are masked, :math:`\frac{n + 1}{m (b_i - a_i)}`: the same bound, without the weights that grow
         beyond all bounds at the end of a window.
         """
-        loss = F.cross_entropy(prediction.flatten(0, 1), x_0.flatten(), reduction="none").view_as(x_0)
+        loss = F.cross_entropy(prediction.flatten(0, 1), x_0.flatten().long(), reduction="none").view_as(x_0)
         masked = x_t == self.mask
         if self.stages is None:
             return (loss * masked).sum(-1) / t

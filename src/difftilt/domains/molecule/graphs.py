@@ -1,165 +1,127 @@
-r"""Molecules as graphs: one token for how many atoms there are, one for each atom, one for the bond of each pair.
-
-A molecule of up to ``n`` heavy atoms is the row of tokens :math:`[s, a_1 \dots a_n, e_{12}, e_{13} \dots e_{n-1,n}]`:
-
-- :math:`s` says how many atoms there are, less one;
-- :math:`a_i` is an element with its formal charge, or 0 where there is no atom (:math:`i > s + 1`);
-- :math:`e_{ij}` is the order of the bond, 0 where there is none. Rings are kekulised: single and double bonds alternate,
-  since whether a ring is aromatic follows from the graph, and a model that says it besides can contradict itself.
-
-Hydrogens are not written: RDKit adds as many as each atom's valence leaves room for. There is no stereochemistry, and
-no isotopes or radicals. Atoms may be in any order: a molecule of ``m`` atoms is :math:`m! / |\mathrm{Aut}|` different
-states, all of which an equivariant model (:mod:`~difftilt.networks.graph_transformer`) finds equally likely.
-
-**Invalid graphs** are designs too: they decode to the SMILES of what they are, which does not parse, for the reason that
-RDKit then gives (an atom with too many bonds, say), or which has a dot between its fragments.
-"""
+"""Molecules as graphs: the tasks, over masked diffusion in three stages (how many atoms, which, and their bonds)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from difftilt.core.registry import register
-from difftilt.errors import DataError, DiffTiltError, ShapeError
-from difftilt.types import Float, Int, Tensor
+from difftilt.core.policy import Policy
+from difftilt.core.registry import construct
+from difftilt.data import Table, load, random_split, read_designs
+from difftilt.domains.molecule.graph_codec import GraphCodec
+from difftilt.domains.task import FEWEST, MASKED, Designs, Prior, Task, TaskData
+from difftilt.errors import DataError
+from difftilt.processes.masked import Masked
+from difftilt.rng import seeded_initialisation
+from difftilt.training.pretrain import PretrainConfig
+from difftilt.types import Int, Tensor
 
-ATOM = re.compile(r"([A-Z][a-z]?)([+-]\d*)?")
-BONDS = 4
-"""Letters of a pair: no bond, single, double, triple."""
+SHARES = (0.03, 0.2, 0.77)
+"""Parts of the time, and so of the steps and of the training, for size, atoms and bonds."""
 
 
-@register("codec", "molecule_graph")
-class GraphCodec:
-    """SMILES of graphs and back.
+@dataclass(frozen=True, kw_only=True)
+class GraphTask(Task):
+    """Molecules of some kinds of atoms up to a size."""
 
-    Args:
-        atoms: kinds of atoms, an element with its charge if any: ``["C", "N", "N+", "O-"]``; letter 1 is the first.
-        nodes: most atoms ``n``, hydrogens not counted.
-    """
+    atoms: Sequence[str]
+    """Kinds of atoms, with their charges."""
+    nodes: int
+    """Most heavy atoms."""
+    validation: int = 1000
+    """Designs that choose the average that is kept."""
 
-    def __init__(self, atoms: Sequence[str], nodes: int) -> None:
-        self.atoms, self.nodes = list(atoms), nodes
-        self.vocabulary = max(nodes, len(self.atoms) + 1, BONDS)
-        self.pairs = np.stack(np.triu_indices(nodes, 1), axis=1)
-        self._letters = {_parts(atom): letter for letter, atom in enumerate(self.atoms, start=1)}
+    column: ClassVar[str] = "smiles"
 
     @property
-    def length(self) -> int:
-        """Tokens of a state."""
-        return 1 + self.nodes + len(self.pairs)
+    def codec(self) -> GraphCodec:
+        """Graphs and their SMILES."""
+        return GraphCodec(self.atoms, self.nodes)
 
-    def encode(self, designs: Sequence[str]) -> Int[Tensor, "B L"]:
-        """States of SMILES, atoms in the order in which they are written; stereochemistry is dropped.
+    # --- data ----------------------------------------------------------------------------------------------------
 
-        Raises:
-            DataError: a design that does not parse or has no graph of this kind, with its number.
-        """
-        states = torch.zeros(len(designs), self.length, dtype=torch.long)
-        for number, design in enumerate(designs):
-            try:
-                self._write(design, states[number])
-            except DataError as error:
-                raise DataError(f"design {number + 1}: {error}") from error
-        return states
-
-    def representable(self, design: str) -> bool:
-        """Whether a SMILES has a graph of this kind."""
-        try:
-            self._write(design, torch.zeros(self.length, dtype=torch.long))
-        except DataError:
-            return False
-        return True
-
-    def _write(self, design: str, state: Int[Tensor, " L"]) -> None:
-        from rdkit import Chem
-
-        with quiet():
-            molecule = Chem.MolFromSmiles(design)
-        if molecule is None:
-            raise DataError(f"expected a SMILES; got '{design}', which RDKit does not parse; correct or drop it")
-        n = molecule.GetNumAtoms()
-        if not 1 <= n <= self.nodes:
-            raise DataError(f"expected 1 to {self.nodes} heavy atoms; got {n} in '{design}'; drop it")
-        Chem.Kekulize(molecule, clearAromaticFlags=True)
-        state[0] = n - 1
-        for atom in molecule.GetAtoms():
-            kind = atom.GetSymbol(), atom.GetFormalCharge()
-            odd = atom.GetNumRadicalElectrons() or atom.GetIsotope() or atom.GetAtomicNum() == 1
-            if kind not in self._letters or odd:
-                came = "a radical, an isotope or a bare hydrogen" if odd else f"{kind[0]} of charge {kind[1]}"
-                raise DataError(f"expected atoms of {', '.join(self.atoms)}; got {came} in '{design}'; drop it")
-            state[1 + atom.GetIdx()] = self._letters[kind]
-        for bond in molecule.GetBonds():
-            i, j = sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
-            order = bond.GetBondTypeAsDouble()
-            if order not in (1, 2, 3):
-                raise DataError(f"expected bonds of order 1 to 3; got another in '{design}'; drop it")
-            state[1 + self.nodes + i * (2 * self.nodes - i - 1) // 2 + j - i - 1] = int(order)
-
-    def decode(self, x_0: Int[Tensor, "B L"]) -> list[str]:
-        """SMILES of graphs, canonical where the graph is a molecule; see the module for those that are not.
-
-        Raises:
-            ShapeError: a position still holds the mask token.
-        """
-        rows = x_0.detach().cpu().numpy()
-        if rows.size and rows.max() >= self.vocabulary:
-            raise ShapeError(
-                f"expected finished designs with tokens 0..{self.vocabulary - 1}; got token {rows.max()} (a mask); "
-                "decode only states at t = 0"
+    def read(self, path: Path | None = None, *, skip_invalid: bool = False) -> Table:
+        """The named set, or one's own file, every design of which has a graph of this kind."""
+        if path is None:
+            return load(self.data_set)
+        table, codec = read_designs(path), self.codec
+        faults = [codec.fault(design) for design in table.sequences]
+        wrong = np.array([fault is not None for fault in faults])
+        if wrong.any() and not skip_invalid:
+            row = int(wrong.argmax())
+            line = "" if table.lines is None else f", line {table.lines[row]}"
+            raise DataError(
+                f"{path}{line}: {faults[row]} in '{table.sequences[row]}' ({wrong.sum()} such designs); correct it, or "
+                "leave such designs out with --skip-invalid"
             )
-        with quiet():
-            return [self._smiles(row) for row in rows]
+        table = table.take(~wrong)
+        if len(table) < FEWEST:
+            raise DataError(f"{path}: expected at least {FEWEST} designs; got {len(table)}; add more")
+        return Table(**{**vars(table), "skipped": int(wrong.sum())})
 
-    def _smiles(self, row: np.ndarray) -> str:
-        from rdkit import Chem
+    def split(self, data: Designs, *, seed: int = 0) -> TaskData:
+        """10 % test, at random, and some for validation; designs without a graph of this kind are left out."""
+        assert isinstance(data, Table)
+        codec = self.codec
+        states, rows = codec.states(data.sequences)
+        test, rest = random_split(len(states), (0.1, 0.9), seed=seed)
+        held = min(self.validation, len(rest) // 10)
+        scores = data.scores[rows] if data.score_column is not None else np.full(len(states), np.nan)
+        nobody = torch.zeros(0, dtype=torch.long)
+        return TaskData(
+            codec=codec,
+            states=states,
+            scores=torch.from_numpy(scores).float(),
+            test=torch.from_numpy(test),
+            reward=nobody,
+            judge=nobody,
+            prior_train=torch.from_numpy(rest[held:]),
+            prior_validation=torch.from_numpy(rest[:held]),
+            prior_test=torch.from_numpy(test),
+        )
 
-        graph = Chem.RWMol()
-        n = int(row[0]) + 1
-        for letter in row[1 : 1 + n]:
-            element, charge = _parts(self.atoms[letter - 1])
-            atom = Chem.Atom(element)
-            atom.SetFormalCharge(charge)
-            graph.AddAtom(atom)
-        orders = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
-        edges = row[1 + self.nodes :]
-        for number in edges.nonzero()[0]:
-            i, j = map(int, self.pairs[number])
-            graph.AddBond(i, j, orders[int(edges[number])])
-        molecule = graph.GetMol()
-        try:
-            Chem.SanitizeMol(molecule)
-        except Chem.MolSanitizeException:
-            return Chem.MolToSmiles(graph.GetMol(), canonical=False)
-        return Chem.MolToSmiles(molecule)
+    # --- models --------------------------------------------------------------------------------------------------
 
-    def readable(self, x_0: Float[Tensor, "B L V1"]) -> Float[Tensor, "B L V"]:
-        """Relaxed tokens without the mask."""
-        return x_0[..., :-1]
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"atoms": self.atoms, "nodes": self.nodes}
-
-
-def _parts(atom: str) -> tuple[str, int]:
-    """Element and charge of a kind of atom such as ``N+`` or ``O-``."""
-    found = ATOM.fullmatch(atom)
-    assert found is not None
-    element, charge = found.groups()
-    if charge is None:
-        return element, 0
-    return element, int(charge if len(charge) > 1 else charge + "1")
+    def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:
+        """A graph transformer over the stages of :data:`SHARES`."""
+        prior, codec = self.prior(process), self.codec
+        with seeded_initialisation(seed):
+            denoiser = construct(
+                "denoiser", {**prior.denoiser, "nodes": self.nodes, "atoms": len(self.atoms) + 1, "bonds": codec.bonds}
+            )
+        return Policy(denoiser, staged(codec), codec, (codec.length,), steps=prior.steps)
 
 
-def quiet() -> Any:
-    """RDKit's messages are not printed inside the block: what is invalid is said by us."""
-    from rdkit.rdBase import BlockLogs
+def staged(codec: GraphCodec, shares: Sequence[float] = SHARES) -> Masked:
+    """Masked diffusion that shows how many atoms there are, then the atoms, then their bonds."""
+    ends = [1.0, 1.0 - shares[0], shares[2], 0.0]
+    positions = (1, codec.nodes, len(codec.pairs))
+    return Masked(
+        codec.vocabulary,
+        stages=[(count, ends[i], ends[i + 1]) for i, count in enumerate(positions)],
+    )
 
-    return BlockLogs()
+
+QM9 = GraphTask(
+    name="qm9-graph",
+    domain="molecule",
+    summary="small molecules of up to 9 heavy atoms as graphs (QM9, Ramakrishnan et al. 2014) toward drug-likeness",
+    data_set="qm9",
+    score_name="QED (0 to 1)",
+    naturalness="p_pre is trained on QM9, an enumeration of stable small molecules: likeness to it is no drug-likeness.",
+    atoms=("C", "N", "O", "F"),
+    nodes=9,
+    priors={
+        MASKED: Prior(
+            denoiser={"type": "graph_transformer", "width": 96, "edge_width": 48, "depth": 5, "heads": 6},
+            training=PretrainConfig(updates=9000, batch=128, learning_rate=1e-3),
+            steps=32,
+        )
+    },
+)
+GRAPH_TASKS = (QM9,)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from difftilt.core.molecules import chemistry, quiet, read_molecule
 from difftilt.core.registry import register
 from difftilt.errors import DataError, ShapeError
 from difftilt.types import Float, Int, Tensor
@@ -63,50 +64,57 @@ class GraphCodec:
             DataError: a design that does not parse or has no graph of this kind, with its number.
         """
         states = np.zeros((len(designs), self.length), dtype=np.int64)
-        with quiet():
-            for number, design in enumerate(designs):
-                fault = self._write(design, states[number])
-                if fault is not None:
-                    raise DataError(f"design {number + 1}, '{design}': {fault}; correct or drop it")
+        for number, design in enumerate(designs):
+            molecule, fault = self._molecule(design)
+            fault = fault or self._write(molecule, states[number])
+            if fault is not None:
+                raise DataError(f"{fault} in design {number + 1}, '{design}'; correct or drop it")
         return torch.from_numpy(states)
 
-    def states(self, designs: Sequence[str]) -> tuple[Int[Tensor, "B L"], np.ndarray]:
-        """States of those designs that have one, in bytes, and the numbers of their rows."""
-        kept, rows = [], []
-        with quiet():
-            for number, design in enumerate(designs):
-                state = np.zeros(self.length, dtype=np.int8)
-                if self._write(design, state) is None:
-                    kept.append(state)
-                    rows.append(number)
-        states = np.stack(kept) if kept else np.zeros((0, self.length), dtype=np.int8)
-        return torch.from_numpy(states), np.array(rows, dtype=np.int64)
+    def states(self, designs: Sequence[str]) -> tuple[Int[Tensor, "B L"], list[int], list[str]]:
+        """States, in bytes, of the distinct designs that have one.
+
+        Returns:
+            The states, the number of each one's row in ``designs``, and its canonical SMILES without stereochemistry.
+        """
+        chem, kept = chemistry("rdkit.Chem"), {}
+        for row, design in enumerate(designs):
+            molecule, fault = self._molecule(design)
+            state = np.zeros(self.length, dtype=np.int8)
+            if fault is None and self._write(molecule, state) is None:
+                chem.RemoveStereochemistry(molecule)
+                kept.setdefault(chem.MolToSmiles(molecule), (row, state))
+        rows, states = [row for row, _ in kept.values()], [state for _, state in kept.values()]
+        stacked = np.stack(states) if states else np.zeros((0, self.length), dtype=np.int8)
+        return torch.from_numpy(stacked), rows, list(kept)
 
     def fault(self, design: str) -> str | None:
         """Why a SMILES has no graph of this kind; ``None`` if it has."""
-        with quiet():
-            return self._write(design, np.zeros(self.length, dtype=np.int64))
+        molecule, fault = self._molecule(design)
+        return fault or self._write(molecule, np.zeros(self.length, dtype=np.int64))
 
-    def _write(self, design: str, state: np.ndarray) -> str | None:
-        """Writes the graph of ``design`` into a row of zeros, or says why there is none."""
-        from rdkit import Chem
+    @staticmethod
+    def _molecule(design: str) -> tuple[Any, str | None]:
+        """The molecule of a SMILES, or why there is none."""
+        molecule, reason = read_molecule(design)
+        return molecule, reason and f"expected a molecule; got {reason}"
 
-        molecule = Chem.MolFromSmiles(design)
-        if molecule is None:
-            return "expected a SMILES; got what RDKit does not parse"
+    def _write(self, molecule: Any, state: np.ndarray) -> str | None:
+        """Writes a molecule's graph into a row of zeros, or says why it has none of this kind."""
         n = molecule.GetNumAtoms()
-        if not 1 <= n <= self.nodes:
-            return f"expected 1 to {self.nodes} heavy atoms; got {n}"
-        Chem.Kekulize(molecule, clearAromaticFlags=True)
+        if n > self.nodes:
+            return f"expected at most {self.nodes} heavy atoms; got {n}"
+        whole = chemistry("rdkit.Chem").Mol(molecule)
+        chemistry("rdkit.Chem").Kekulize(whole, clearAromaticFlags=True)
         state[0] = n - 1
-        for place, atom in enumerate(molecule.GetAtoms(), start=1):
+        for place, atom in enumerate(whole.GetAtoms(), start=1):
             letter = self._letters.get((atom.GetSymbol(), atom.GetFormalCharge()), 0)
             if not letter:
                 return f"expected atoms {' '.join(self.atoms)}; got {atom.GetSymbol()} of charge {atom.GetFormalCharge()}"
             if atom.GetNumRadicalElectrons() or atom.GetIsotope():
                 return f"expected no radicals or isotopes; got one at atom {place}"
             state[place] = letter
-        for bond in molecule.GetBonds():
+        for bond in whole.GetBonds():
             i, j = sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
             order = ORDERS.get(bond.GetBondTypeAsDouble())
             if order is None:
@@ -126,30 +134,29 @@ class GraphCodec:
                 f"expected finished designs with tokens 0..{self.vocabulary - 1}; got token {rows.max()} (a mask); "
                 "decode only states at t = 0"
             )
-        with quiet():
-            return [self._smiles(row) for row in rows]
+        quiet()
+        return [self._smiles(row) for row in rows]
 
     def _smiles(self, row: np.ndarray) -> str:
-        from rdkit import Chem
-
-        graph = Chem.RWMol()
+        chem = chemistry("rdkit.Chem")
+        graph = chem.RWMol()
         n = int(row[0]) + 1
         for letter in row[1 : 1 + n]:
             element, charge = _parts(self.atoms[letter - 1])
-            atom = Chem.Atom(element)
+            atom = chem.Atom(element)
             atom.SetFormalCharge(charge)
             graph.AddAtom(atom)
-        orders = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
+        orders = {1: chem.BondType.SINGLE, 2: chem.BondType.DOUBLE, 3: chem.BondType.TRIPLE}
         edges = row[1 + self.nodes :]
         for number in edges.nonzero()[0]:
             i, j = map(int, self.pairs[number])
             graph.AddBond(i, j, orders[int(edges[number])])
         molecule = graph.GetMol()
         try:
-            Chem.SanitizeMol(molecule)
-        except Chem.MolSanitizeException:
-            return Chem.MolToSmiles(graph.GetMol(), canonical=False)
-        return Chem.MolToSmiles(molecule)
+            chem.SanitizeMol(molecule)
+        except chem.MolSanitizeException:
+            return chem.MolToSmiles(graph.GetMol(), canonical=False)
+        return chem.MolToSmiles(molecule)
 
     def readable(self, x_0: Float[Tensor, "B L V1"]) -> Float[Tensor, "B L V"]:
         """Relaxed tokens without the mask."""
@@ -169,9 +176,3 @@ def _parts(atom: str) -> tuple[str, int]:
         return element, 0
     return element, int(charge if len(charge) > 1 else charge + "1")
 
-
-def quiet() -> Any:
-    """RDKit's messages are not printed inside the block: what is invalid is said by us."""
-    from rdkit.rdBase import BlockLogs
-
-    return BlockLogs()

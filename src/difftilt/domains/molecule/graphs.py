@@ -68,7 +68,7 @@ class GraphTask(Task):
         """10 % test, at random, and some for validation; designs without a graph of this kind are left out."""
         assert isinstance(data, Table)
         codec = self.codec
-        states, rows = codec.states(data.sequences)
+        states, rows, _ = codec.states(data.sequences)
         test, rest = random_split(len(states), (0.1, 0.9), seed=seed)
         held = min(self.validation, len(rest) // 10)
         scores = data.scores[rows] if data.score_column is not None else np.full(len(states), np.nan)

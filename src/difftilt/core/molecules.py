@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from difftilt.errors import ConfigError
@@ -34,6 +36,22 @@ def chemistry(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"expected {name.partition('.')[0]} for molecules; got '{error}'; run: {EXTRA}") from error
+
+
+@functools.cache
+def contributed(file: str) -> Any:
+    """A module of RDKit's folder of contributions, such as ``"SA_Score/sascorer.py"``.
+
+    Raises:
+        ConfigError: RDKit is not installed, or without it.
+    """
+    path = Path(chemistry("rdkit.Chem.RDConfig").RDContribDir) / file
+    spec = importlib.util.spec_from_file_location(f"difftilt_rdkit_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"expected RDKit with its contributions; got none at '{path}'; run: {EXTRA}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache

@@ -156,7 +156,8 @@ class Masked(Process):
         total = torch.zeros_like(loss[:, 0])
         for run, (positions, high, low) in zip(self._runs(x_t), self.stages, strict=True):
             weight = (positions + 1) / (masked[:, run].sum(-1).clamp(min=1) * (high - low))
-            total = total + (loss[:, run] * masked[:, run]).sum(-1) * weight * ((low < t) & (t < high))
+            inside = loss[:, run].where(masked[:, run], 0).sum(-1)  # shown letters may be impossible under a network
+            total = total + (inside * weight).where((low < t) & (t < high), 0)
         return total
 
     def config(self) -> dict[str, Any]:

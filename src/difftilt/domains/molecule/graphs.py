@@ -12,17 +12,23 @@ import torch
 
 from difftilt.core.policy import Policy
 from difftilt.core.registry import construct
-from difftilt.data import Table, load, random_split, read_designs
+from difftilt.core.trajectory import sample_states
+from difftilt.data import Table, find, load, random_split, read_designs
 from difftilt.domains.molecule.graph_codec import GraphCodec
+from difftilt.domains.molecule.graph_quality import likeness, validity
 from difftilt.domains.task import FEWEST, MASKED, Designs, Prior, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.processes.masked import Masked
-from difftilt.rng import seeded_initialisation
-from difftilt.training.pretrain import PretrainConfig
-from difftilt.types import Int, Tensor
+from difftilt.rng import Streams, seeded_initialisation
+from difftilt.training.designs import Describe
+from difftilt.training.pretrain import PretrainConfig, denoising_bounds
 
 SHARES = (0.03, 0.2, 0.77)
 """Parts of the time, and so of the steps and of the training, for size, atoms and bonds."""
+SAMPLES = 10_000
+"""Designs of a finished p_pre that are looked at, and held-out ones that they are compared with, at most."""
+BOUNDED = 1_000
+"""Held-out designs whose likelihood is bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class GraphTask(Task):
     """Most heavy atoms."""
     validation: int = 1000
     """Designs that choose the average that is kept."""
+    batch: int = 256
+    """Designs per network call where quality is measured."""
 
     column: ClassVar[str] = "smiles"
 
@@ -95,6 +103,48 @@ class GraphTask(Task):
                 "denoiser", {**prior.denoiser, "nodes": self.nodes, "atoms": len(self.atoms) + 1, "bonds": codec.bonds}
             )
         return Policy(denoiser, staged(codec), codec, (codec.length,), steps=prior.steps)
+
+    def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
+        """The bound on held-out molecules; validity by reason, and how samples differ from held-out molecules."""
+        test, streams = data.states[data.prior_test], Streams(seed)
+        bounds = denoising_bounds(
+            policy.denoiser, policy.process, test[:BOUNDED], streams("bound"), draws=16, batch=self.batch
+        )
+        drawn = sample_states(policy, SAMPLES, streams("likeness"), batch=self.batch)
+        known = set(data.codec.decode(data.states[data.prior_train]))
+        return {
+            "test_bound_nats_per_molecule": round(bounds.mean().item(), 3),
+            "test_bound_error": round((bounds.std() / len(bounds) ** 0.5).item(), 3),
+            "bound_on_molecules": len(bounds),
+            "steps": policy.steps,
+            **validity(data.codec.decode(drawn), known),
+            **likeness(data.codec.decode(drawn), data.codec.decode(test[:SAMPLES])),
+        }
+
+    # --- what people look at -------------------------------------------------------------------------------------
+
+    def known(self, path: Path | None = None) -> set[str] | None:
+        """Canonical SMILES of all molecules of the data but those for tests."""
+        if path is None and find(self.data_set) is None:
+            return None
+        data = self.split(self.read(path))
+        return set(data.codec.decode(data.states[torch.cat([data.prior_train, data.prior_validation])]))
+
+    def describe(self, policy: Policy, known: Any) -> Describe:
+        """Validity, uniqueness, novelty, diversity."""
+        return lambda x_0: validity(policy.codec.decode(x_0), known)
+
+    def facts(self, policy: Policy) -> dict[str, Any]:
+        """Kinds of atoms, and how many at most."""
+        return {"atoms": list(self.atoms), "nodes": self.nodes}
+
+    def check(self, data: Designs, policy: Policy) -> None:
+        """Designs have graphs of the model's kind."""
+        assert isinstance(data, Table)
+        assert isinstance(policy.codec, GraphCodec)
+        fault = next(filter(None, map(policy.codec.fault, data.sequences)), None)
+        if fault is not None:
+            raise DataError(f"{data.path}: {fault}; use --models with a model of such molecules (see `difftilt pretrain`)")
 
 
 def staged(codec: GraphCodec, shares: Sequence[float] = SHARES) -> Masked:

@@ -156,15 +156,17 @@ def test_samplers_give_weighted_designs_and_equal_seeds_repeat(name: str) -> Non
 
 @pytest.mark.parametrize("name", UNDEFINED)
 def test_undefined_methods_say_why(name: str) -> None:
+    def tune() -> None:
+        algorithm = build.algorithm(name)(batch=4)
+        state = algorithm.init(policy(), [Anchor(policy().frozen_copy(), ALPHA)])
+        algorithm.step(state, black_box, torch.Generator().manual_seed(0))
+
+    def steer() -> None:
+        sampler = build.sampler(name)(alpha=ALPHA)
+        sampler(policy().requires_grad_(False), black_box, 4, torch.Generator().manual_seed(0))
+
     with pytest.raises(UnsupportedError, match=UNDEFINED[name]):
-        if name in build.ALGORITHMS:
-            algorithm = build.algorithm(name)(batch=4)
-            state = algorithm.init(policy(), [Anchor(policy().frozen_copy(), ALPHA)])
-            algorithm.step(state, black_box, torch.Generator().manual_seed(0))
-        else:
-            build.sampler(name)(alpha=ALPHA)(
-                policy().requires_grad_(False), black_box, 4, torch.Generator().manual_seed(0)
-            )
+        (tune if name in build.ALGORITHMS else steer)()
 
 
 def test_every_method_is_here() -> None:

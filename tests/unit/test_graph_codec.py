@@ -13,10 +13,11 @@ pytest.importorskip("rdkit")
 
 from difftilt.domains.molecule.graph_codec import GraphCodec
 
-KINDS = "C N O F S Cl Br N+ O- N- I S- P O+".split()
+KINDS = ["C", "N", "O", "F", "S", "Cl", "Br", "N+", "O-", "N-", "I", "S-", "P", "O+"]
 SMALL, LARGE = GraphCodec(["C", "N", "O", "F"], 9), GraphCodec(KINDS, 38)
 DRUGS = (
-    "CC(=O)Oc1ccccc1C(=O)O", "Cn1cnc2c1c(=O)n(C)c(=O)n2C", "C[NH+](C)CCc1c[nH]c2ccccc12", "CC(C)Cc1ccc(C(C)C(=O)[O-])cc1",
+    "CC(=O)Oc1ccccc1C(=O)O", "Cn1cnc2c1c(=O)n(C)c(=O)n2C", "C[NH+](C)CCc1c[nH]c2ccccc12",
+    "CC(C)Cc1ccc(C(C)C(=O)[O-])cc1",
     "O=[N+]([O-])c1ccc(Cl)cc1", "CS(=O)(=O)Nc1ccc2[nH]ncc2c1", "COP(=O)(OC)SCC(=O)NC", "c1ccc2c(c1)ccc1ccccc12",
     "[O-][n+]1ccccc1", "C#CC[N-]S(=O)(=O)c1ccc(Br)s1", "N", "CCO", "c1cc[nH]c1", "O=c1cc[nH]c(=O)[nH]1",
 )  # fmt: skip

@@ -103,7 +103,7 @@ def test_laws_do_not_depend_on_time():
     assert torch.equal(model(x, torch.ones(2)), model(x, torch.zeros(2)))
 
 
-# --- structure, counted a second time ----------------------------------------------------------------------------------
+# --- structure, counted a second time -----------------------------------------------------------------------------
 
 
 def by_hand(x: list[int], size: int) -> dict[str, np.ndarray]:

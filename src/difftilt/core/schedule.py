@@ -54,7 +54,9 @@ def stepped_grid(ends: Sequence[float], steps: int | Sequence[int]) -> Float[Ten
     else:
         counts = list(steps)
         if len(counts) != len(widths) or min(counts) < 1:
-            raise ConfigError(f"expected {len(widths)} numbers of steps, one for each stage; got {counts}; correct them")
+            raise ConfigError(
+                f"expected {len(widths)} numbers of steps, one for each stage; got {counts}; correct them"
+            )
     times = [
         high - (high - low) * k / count
         for (high, low), count in zip(itertools.pairwise(ends), counts, strict=True)

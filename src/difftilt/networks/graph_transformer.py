@@ -11,8 +11,8 @@ together; with :math:`\bar x` for layer normalisation, pairs being unordered,
         u, p = \text{linear in } \bar h                                                                  \qquad (1) \\
     g &\leftarrow g + \mathrm{MLP}(g, \mathrm{mean}_i \bar h_i, \mathrm{mean}_{ij} \bar z_{ij})
 
-**What is known once the size is.** Places beyond it are empty, and so are their pairs: these letters have probability 1,
-and empty places are left out of (1). Letters that a position cannot hold have probability 0 (logit :math:`-\infty`).
+**What is known once the size is.** Places beyond it are empty, and so are their pairs: these letters have probability
+1, and empty places are left out of (1). Letters that a position cannot hold have probability 0 (logit :math:`-\infty`).
 
 **Structural features**, of what is shown so far (Vignac et al. 2023, section 4: a message-passing network cannot count
 cycles or components). Of a node: the sum of its bond orders, jointly with its letter (the valence it has used), its
@@ -21,7 +21,7 @@ between the two components: where that is 1, the graph falls apart without a bon
 masked tokens, and how often each letter is there. They are integers of the tokens: no gradient flows through them.
 
 Differs from DiGress in: pairs are kept once, not twice; nodes are told the sum of their pairs; no spectral features; no
-time, since the masks say it; and absent places are not computed. Only the order of places within the size is a symmetry.
+time, since the masks say it; and empty places are not computed. The symmetry is that of places within the size.
 
 References:
     Vignac et al. 2023 (DiGress, appendix A: the layers), https://arxiv.org/abs/2209.14734;
@@ -70,7 +70,14 @@ class GraphTransformer(nn.Module):
     pairs: Int[Tensor, "2 P"]
 
     def __init__(
-        self, nodes: int, atoms: int, bonds: int = 4, width: int = 96, edge_width: int = 48, depth: int = 5, heads: int = 6
+        self,
+        nodes: int,
+        atoms: int,
+        bonds: int = 4,
+        width: int = 96,
+        edge_width: int = 48,
+        depth: int = 5,
+        heads: int = 6,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -164,7 +171,7 @@ class GraphTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """What is shown of a batch of graphs, cut to the places that may be taken; letters of each kind have its mask last."""
+    """What is shown of a batch of graphs, cut to places that may be taken; each kind of letters has its mask last."""
 
     size: Int[Tensor, " B"]
     """Letter of the size."""
@@ -251,7 +258,9 @@ class Layer(nn.Module):
         self.dense = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.told_node, self.told_pair = nn.Linear(edge_width, width), nn.Linear(edge_width, edge_width)
         self.ends = nn.Linear(width, 2 * edge_width)
-        self.pair = nn.Sequential(nn.Linear(edge_width, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width))
+        self.pair = nn.Sequential(
+            nn.Linear(edge_width, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
+        )
         whole = 2 * edge_width + width
         self.whole = nn.Sequential(
             nn.LayerNorm(whole), nn.Linear(whole, 2 * edge_width), nn.GELU(), nn.Linear(2 * edge_width, edge_width)
@@ -276,7 +285,7 @@ class Layer(nn.Module):
         place = graph.row * n
         total = z.new_zeros(batch * n, z.shape[-1])
         total = total.index_add(0, place + graph.first, pairs).index_add(0, place + graph.second, pairs)
-        mean = (total.view(batch, n, -1) / (size[..., None] - 1).clamp(min=1))
+        mean = total.view(batch, n, -1) / (size[..., None] - 1).clamp(min=1)
         h = h + self.write(mixed) + self.gather(mean)
         h = h + self.dense(self.dense_norm(h) + self.told_node(g)[:, None])
 

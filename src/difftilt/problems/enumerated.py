@@ -98,8 +98,8 @@ class EnumeratedChain:
             )
         if policy.process.stages is not None:
             raise UnsupportedError(
-                "expected a masked process without stages, whose states are enumerated by how many tokens are masked; got "
-                "one with stages; leave them out"
+                "expected a masked process without stages, whose states are enumerated by how many tokens are masked; "
+                "got one with stages; leave them out"
             )
         letters, device = policy.process.vocabulary, policy.device
         fixed = torch.full(policy.event_shape, -1) if policy.fixed is None else policy.fixed

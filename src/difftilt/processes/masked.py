@@ -20,14 +20,14 @@ Revealed tokens never change. Sampling draws the positions first and the tokens 
 
 **Stages.** Positions may come in runs ``i`` with a window :math:`(a_i, b_i)` of time each, in which the run is masked:
 
-.. math:: \alpha_t^i = 1 - u_t^i, \qquad u_t^i = \mathrm{clamp}\big( (t - a_i) / (b_i - a_i),\, 0,\, 1 \big)   \qquad (3)
+.. math:: \alpha_t^i = 1 - u_t^i, \qquad u_t^i = \mathrm{clamp}\big( (t - a_i) / (b_i - a_i),\, 0,\, 1 \big)  \qquad (3)
 
 so that some kinds of tokens are finished before others begin (how many atoms, then which, then the bonds). A masked
 position is shown with probability :math:`1 - u_s^i / u_t^i`, or of the ``m`` masked ones of a run exactly
-:math:`n_i = m_i - \mathrm{round}(m_i u_s^i / u_t^i)`, :math:`\rho = \prod_i 1 / \binom{m_i}{n_i}`; (2) is a sum over runs,
-each with its own fraction. One run with the window (0, 1) is the process above. Tokens shown in one step are independent,
-so the times of a chain include every end of a window (:meth:`Masked.grid`), lest a run begins in the step in which
-another ends. The bound's weight is :math:`1 / (t - a_i)` for masked positions within their window and 0 elsewhere.
+:math:`n_i = m_i - \mathrm{round}(m_i u_s^i / u_t^i)`, :math:`\rho = \prod_i 1 / \binom{m_i}{n_i}`; (2) is a sum over
+runs, each with its own fraction. One run with the window (0, 1) is the process above. Tokens shown in one step are
+independent, so the times of a chain include every end of a window (:meth:`Masked.grid`), lest a run begins in the step
+in which another ends. The bound's weight is :math:`1 / (t - a_i)` for masked positions within their window, else 0.
 
 References:
     Austin et al. 2021 (D3PM, absorbing kernel), https://arxiv.org/abs/2107.03006;
@@ -73,9 +73,7 @@ class Masked(Process):
     bounds_likelihood = True
     discrete = True
 
-    def __init__(
-        self, vocabulary: int, reveal: str = "count", stages: Sequence[Sequence[float]] | None = None
-    ) -> None:
+    def __init__(self, vocabulary: int, reveal: str = "count", stages: Sequence[Sequence[float]] | None = None) -> None:
         if reveal not in REVEALS:
             raise ConfigError(f"expected reveal to be one of {', '.join(REVEALS)}; got '{reveal}'; correct it")
         self.vocabulary, self.reveal = vocabulary, reveal
@@ -145,9 +143,9 @@ class Masked(Process):
 
         Its mean over ``t ~ U(0, 1)`` bounds :math:`-\log p(x_0)` of the continuous-time model from above (MDLM eq. 10).
 
-        With stages, the weight :math:`1 / (t - a_i)` of a run of ``n`` positions is replaced by its mean over ``t`` given
-        that ``m`` of them are masked, :math:`\frac{n + 1}{m (b_i - a_i)}`: the same bound, without the weights that grow
-        beyond all bounds at the end of a window.
+        With stages, the weight :math:`1 / (t - a_i)` of a run of ``n`` positions is replaced by its mean over ``t``
+        given that ``m`` of them are masked, :math:`\frac{n + 1}{m (b_i - a_i)}`: the same bound, without the weights
+        that grow beyond all bounds at the end of a window.
         """
         loss = F.cross_entropy(prediction.flatten(0, 1), x_0.flatten().long(), reduction="none").view_as(x_0)
         masked = x_t == self.mask
@@ -199,8 +197,8 @@ class MaskedStep(Transition):
     Args:
         logits: unnormalised log token laws, ``[B, L, V]``.
         x_t: current tokens ``[B, L]``, or a relaxed state ``[B, L, V + 1]``, one-hot in value.
-        keep: :math:`u_s / u_t`, the expected fraction of masked positions that stay masked, scalar or ``[B]``; with runs,
-            ``[S]``, ``[1, S]`` or ``[B, S]``.
+        keep: :math:`u_s / u_t`, the expected fraction of masked positions that stay masked, scalar or ``[B]``; with
+            runs, ``[S]``, ``[1, S]`` or ``[B, S]``.
         reveal: the reveal law.
         runs: positions of each of ``S`` runs; all positions are one run when not given.
     """

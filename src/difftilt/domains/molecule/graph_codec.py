@@ -4,15 +4,15 @@ A molecule of up to ``n`` heavy atoms is the row of tokens :math:`[s, a_1 \dots 
 
 - :math:`s` says how many atoms there are, less one;
 - :math:`a_i` is an element with its formal charge, or 0 where there is no atom (:math:`i > s + 1`);
-- :math:`e_{ij}` is the order of the bond, 0 where there is none. Rings are kekulised: single and double bonds alternate,
-  since whether a ring is aromatic follows from the graph, and a model that says it besides can contradict itself.
+- :math:`e_{ij}` is the order of the bond, 0 where there is none. Rings are kekulised: single and double bonds
+  alternate, since whether a ring is aromatic follows from the graph, and a model that says it can contradict itself.
 
 Hydrogens are not written: RDKit adds as many as each atom's valence leaves room for. There is no stereochemistry, and
 no isotopes or radicals. Atoms may be in any order: a molecule of ``m`` atoms is :math:`m! / |\mathrm{Aut}|` different
 states, all of which an equivariant model (:mod:`~difftilt.networks.graph_transformer`) finds equally likely.
 
-**Invalid graphs** are designs too: they decode to the SMILES of what they are, which does not parse, for the reason that
-RDKit then gives (an atom with too many bonds, say), or which has a dot between its fragments.
+**Invalid graphs** are designs too: they decode to the SMILES of what they are, which does not parse, for the reason
+that RDKit then gives (an atom with too many bonds, say), or which has a dot between its fragments.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class GraphCodec:
         for place, atom in enumerate(whole.GetAtoms(), start=1):
             letter = self._letters.get((atom.GetSymbol(), atom.GetFormalCharge()), 0)
             if not letter:
-                return f"expected atoms {' '.join(self.atoms)}; got {atom.GetSymbol()} of charge {atom.GetFormalCharge()}"
+                return (
+                    f"expected atoms {' '.join(self.atoms)}; got {atom.GetSymbol()} of charge {atom.GetFormalCharge()}"
+                )
             if atom.GetNumRadicalElectrons() or atom.GetIsotope():
                 return f"expected no radicals or isotopes; got one at atom {place}"
             state[place] = letter
@@ -175,4 +177,3 @@ def _parts(atom: str) -> tuple[str, int]:
     if charge is None:
         return element, 0
     return element, int(charge if len(charge) > 1 else charge + "1")
-

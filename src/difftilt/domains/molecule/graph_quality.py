@@ -1,4 +1,4 @@
-"""How good designs of graphs are: which are molecules and why the others are not, and how far they are from the data."""
+"""How good designs of graphs are: which are molecules, why the others are not, and how far they are from the data."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,7 +70,7 @@ class GraphTask(Task):
         table = table.take(~wrong)
         if len(table) < FEWEST:
             raise DataError(f"{path}: expected at least {FEWEST} designs; got {len(table)}; add more")
-        return Table(**{**vars(table), "skipped": int(wrong.sum())})
+        return replace(table, skipped=int(wrong.sum()))
 
     def split(self, data: Designs, *, seed: int = 0) -> TaskData:
         """10 % test, at random, and some for validation; designs without a graph of this kind are left out."""
@@ -144,7 +144,9 @@ class GraphTask(Task):
         assert isinstance(policy.codec, GraphCodec)
         fault = next(filter(None, map(policy.codec.fault, data.sequences)), None)
         if fault is not None:
-            raise DataError(f"{data.path}: {fault}; use --models with a model of such molecules (see `difftilt pretrain`)")
+            raise DataError(
+                f"{data.path}: {fault}; use --models with a model of such molecules (see `difftilt pretrain`)"
+            )
 
 
 def staged(codec: GraphCodec, shares: Sequence[float] = SHARES) -> Masked:
@@ -163,13 +165,13 @@ QM9 = GraphTask(
     summary="small molecules of up to 9 heavy atoms as graphs (QM9, Ramakrishnan et al. 2014) toward drug-likeness",
     data_set="qm9",
     score_name="QED (0 to 1)",
-    naturalness="p_pre is trained on QM9, an enumeration of stable small molecules: likeness to it is no drug-likeness.",
+    naturalness="p_pre is trained on QM9, an enumeration of small stable molecules: to be like them is not drug-like.",
     atoms=("C", "N", "O", "F"),
     nodes=9,
     priors={
         MASKED: Prior(
-            denoiser={"type": "graph_transformer", "width": 96, "edge_width": 48, "depth": 5, "heads": 6},
-            training=PretrainConfig(updates=9000, batch=128, learning_rate=1e-3),
+            denoiser={"type": "graph_transformer", "width": 96, "edge_width": 48, "depth": 4, "heads": 6},
+            training=PretrainConfig(updates=7000, batch=128, learning_rate=1e-3),
             steps=32,
         )
     },

@@ -5,10 +5,12 @@ from __future__ import annotations
 from difftilt.errors import nearest
 
 from .record import DataSet
-from .sets import gb1, splicing, tfbind8, utr_mrl, yeast_promoter
+from .sets import enhancers, gb1, molecules, splicing, tfbind8, utr_mrl, yeast_promoter
 
 SETS: dict[str, DataSet] = {
-    record.name: record for module in (utr_mrl, yeast_promoter, gb1, splicing, tfbind8) for record in module.SETS
+    record.name: record
+    for module in (utr_mrl, yeast_promoter, enhancers, gb1, splicing, tfbind8, molecules)
+    for record in module.SETS
 }
 ALIASES = {"tfbind8": "tfbind8/SIX6_REF_R1"}
 

@@ -2,6 +2,7 @@
 
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
@@ -13,8 +14,8 @@ from difftilt.networks.transformer import TransformerDenoiser
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "GraphTransformer", "Guided",
-    "MaskedLM",
+    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser", "DiffusersDenoiser",
+    "GraphTransformer", "Guided", "MaskedLM",
     "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
     "WindowRegressor", "Windowed",
 ]  # fmt: skip

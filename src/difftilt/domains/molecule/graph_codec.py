@@ -71,22 +71,21 @@ class GraphCodec:
                 raise DataError(f"{fault} in design {number + 1}, '{design}'; correct or drop it")
         return torch.from_numpy(states)
 
-    def states(self, designs: Sequence[str]) -> tuple[Int[Tensor, "B L"], list[int], list[str]]:
-        """States, in bytes, of the distinct designs that have one.
+    def states(self, designs: Sequence[str]) -> tuple[Int[Tensor, "B L"], int]:
+        """States, in bytes, of those designs that have one, each molecule once.
 
         Returns:
-            The states, the number of each one's row in ``designs``, and its canonical SMILES without stereochemistry.
+            The states, and how many designs were left out because another is the same but for its stereochemistry.
         """
-        chem, kept = chemistry("rdkit.Chem"), {}
-        for row, design in enumerate(designs):
+        chem, kept, found = chemistry("rdkit.Chem"), {}, 0
+        for design in designs:
             molecule, fault = self._molecule(design)
             state = np.zeros(self.length, dtype=np.int8)
             if fault is None and self._write(molecule, state) is None:
-                chem.RemoveStereochemistry(molecule)
-                kept.setdefault(chem.MolToSmiles(molecule), (row, state))
-        rows, states = [row for row, _ in kept.values()], [state for _, state in kept.values()]
-        stacked = np.stack(states) if states else np.zeros((0, self.length), dtype=np.int8)
-        return torch.from_numpy(stacked), rows, list(kept)
+                kept.setdefault(chem.MolToSmiles(molecule, isomericSmiles=False), state)
+                found += 1
+        stacked = np.stack(list(kept.values())) if kept else np.zeros((0, self.length), dtype=np.int8)
+        return torch.from_numpy(stacked), found - len(kept)
 
     def fault(self, design: str) -> str | None:
         """Why a SMILES has no graph of this kind; ``None`` if it has."""

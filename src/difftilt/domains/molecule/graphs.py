@@ -26,7 +26,6 @@ from difftilt.rewards.chemistry import PropertyReward
 from difftilt.rng import Streams, seeded_initialisation
 from difftilt.training.designs import Describe
 from difftilt.training.pretrain import PretrainConfig, denoising_bounds
-from difftilt.types import Tensor
 
 SHARES = (0.03, 0.2, 0.77)
 """Parts of the time, and so of the steps and of the training, for size, atoms and bonds."""
@@ -214,7 +213,7 @@ QM9 = GraphTask(
     priors={
         MASKED: Prior(
             denoiser={"type": "graph_transformer", "width": 96, "edge_width": 48, "depth": 4, "heads": 6},
-            training=PretrainConfig(updates=8000, batch=64, learning_rate=1e-3),
+            training=PretrainConfig(updates=8000, batch=64, learning_rate=1.5e-3),
             steps=32,
         )
     },

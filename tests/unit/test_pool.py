@@ -107,7 +107,10 @@ def test_a_reward_of_ours_keeps_its_reasons_in_a_worker():
     reward = chemistry.PropertyReward("qed")
     designs = ["CCO", "c1cccc1", "C.C", "OCC"]
     with Pool(reward, workers=1, timeout=60) as pool:
-        assert torch.equal(pool(designs), reward(designs), ) or torch.allclose(pool(designs), reward(designs), equal_nan=True)
+        assert torch.equal(
+            pool(designs),
+            reward(designs),
+        ) or torch.allclose(pool(designs), reward(designs), equal_nan=True)
         assert pool.reasons == reward.reasons
         assert pool.reasons[1].startswith("kekulisation")
 

@@ -23,11 +23,13 @@ from typing import Any
 
 from difftilt.errors import ConfigError
 
-EXTRA = "pip install 'difftilt[chem]'"
 
-
-def chemistry(name: str) -> Any:
+def chemistry(name: str, extra: str = "chem") -> Any:
     """A module of an extra for molecules, such as ``"rdkit.Chem"``.
+
+    Args:
+        name: of the module.
+        extra: what it comes with, ``"chem"`` or ``"dock"``.
 
     Raises:
         ConfigError: it is not installed; the command that adds it is named.
@@ -35,7 +37,9 @@ def chemistry(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"expected {name.partition('.')[0]} for molecules; got '{error}'; run: {EXTRA}") from error
+        raise ConfigError(
+            f"expected {name.partition('.')[0]} for molecules; got '{error}'; run: pip install 'difftilt[{extra}]'"
+        ) from error
 
 
 @functools.cache
@@ -45,10 +49,12 @@ def contributed(file: str) -> Any:
     Raises:
         ConfigError: RDKit is not installed, or without it.
     """
-    path = Path(chemistry("rdkit.Chem.RDConfig").RDContribDir) / file
+    path = Path(chemistry("rdkit.RDConfig").RDContribDir) / file
     spec = importlib.util.spec_from_file_location(f"difftilt_rdkit_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"expected RDKit with its contributions; got none at '{path}'; run: {EXTRA}")
+        raise ConfigError(
+            f"expected RDKit with its contributions; got none at '{path}'; run: pip install 'difftilt[chem]'"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -177,16 +177,16 @@ class Pool:
         """When patience with a worker ends."""
         if not worker.ready:
             return worker.since + self.startup
-        return math.inf if self.timeout is None or not worker.work else worker.since + self.timeout * len(worker.work[0])
+        return (
+            math.inf if self.timeout is None or not worker.work else worker.since + self.timeout * len(worker.work[0])
+        )
 
     def _patience(self) -> float | None:
         """Seconds until the first limit."""
         first = min(map(self._limit, self._crew))
         return None if math.isinf(first) else max(0.0, first - time.monotonic()) + 1e-3
 
-    def _take(
-        self, worker: _Worker, answers: dict[int, Answer], waiting: deque[list[int]], designs: list[Any]
-    ) -> None:
+    def _take(self, worker: _Worker, answers: dict[int, Answer], waiting: deque[list[int]], designs: list[Any]) -> None:
         """What a worker says."""
         try:
             kind, said = worker.pipe.recv()

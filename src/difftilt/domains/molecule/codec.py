@@ -92,6 +92,10 @@ class SelfiesCodec:
         padded = [row + [PAD] * (self.length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), self.length)
 
+    def knows(self, written: Iterable[str]) -> bool:
+        """Whether all words are of the alphabet."""
+        return self._token.keys() >= set(written)
+
     def words_of(self, design: str) -> list[str] | str:
         """Words of a SMILES, or what is wrong: what was expected, and what came."""
         molecule, reason = read_molecule(design)

@@ -30,12 +30,15 @@ def uniform_grid(steps: int) -> Float[Tensor, " K1"]:
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 
-def stepped_grid(ends: Sequence[float], steps: int | Sequence[int]) -> Float[Tensor, " K1"]:
+def stepped_grid(
+    ends: Sequence[float], steps: int | Sequence[int], most: Sequence[int] | None = None
+) -> Float[Tensor, " K1"]:
     """Times from 1 to 0 that include ``ends`` and are equally spaced between neighbours.
 
     Args:
         ends: decreasing, from 1 to 0.
         steps: in all, shared out by width with at least one between neighbours; or between each two neighbours.
+        most: steps between each two neighbours beyond which there is nothing left to do, if others can use them.
 
     Raises:
         ConfigError: fewer steps than intervals between ends, or another number of counts than intervals.
@@ -49,8 +52,8 @@ def stepped_grid(ends: Sequence[float], steps: int | Sequence[int]) -> Float[Ten
             )
         counts = [1] * len(widths)
         for _ in range(steps - len(widths)):  # the widest step is halved, thirded ...: highest averages
-            widest = max(range(len(widths)), key=lambda i: widths[i] / counts[i])
-            counts[widest] += 1
+            free = [i for i in range(len(widths)) if most is None or counts[i] < most[i]] or range(len(widths))
+            counts[max(free, key=lambda i: widths[i] / counts[i])] += 1
     else:
         counts = list(steps)
         if len(counts) != len(widths) or min(counts) < 1:

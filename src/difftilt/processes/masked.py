@@ -88,16 +88,21 @@ class Masked(Process):
         """Times of a chain of ``steps``, the ends of all windows among them.
 
         Args:
-            steps: of the whole chain, shared out by the windows' widths, at least one to each stretch between ends; or
-                of each such stretch, in the order of generation.
+            steps: of the whole chain, shared out by the windows' widths, at least one to each stretch between ends,
+                and by the law "count" no more than it has positions to show; or of each such stretch, in the order of
+                generation.
 
         Raises:
             ConfigError: fewer steps than stretches, or another number of them.
         """
         if self.stages is None:
             return uniform_grid(steps) if isinstance(steps, int) else stepped_grid([1.0, 0.0], steps)
-        ends = {1.0, 0.0} | {time for _, high, low in self.stages for time in (high, low)}
-        return stepped_grid(sorted(ends, reverse=True), steps)
+        ends = sorted({1.0, 0.0} | {time for _, high, low in self.stages for time in (high, low)}, reverse=True)
+        most = [
+            sum(count for count, high, low in self.stages if high > last and low < first)
+            for first, last in itertools.pairwise(ends)
+        ]
+        return stepped_grid(ends, steps, most if self.reveal == "count" else None)
 
     def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Int[Tensor, "B L"]:
         """All masked."""

@@ -214,7 +214,7 @@ QM9 = GraphTask(
         MASKED: Prior(
             denoiser={"type": "graph_transformer", "width": 96, "edge_width": 48, "depth": 4, "heads": 6},
             training=PretrainConfig(updates=8000, batch=64, learning_rate=1.5e-3),
-            steps=32,
+            steps=46,
         )
     },
 )

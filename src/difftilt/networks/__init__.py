@@ -4,6 +4,7 @@ from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
 from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
+from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
 from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
@@ -16,7 +17,7 @@ from difftilt.networks.windowed import Windowed
 
 __all__ = [
     "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
-    "DiffusersDenoiser", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor",
-    "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser", "VariantRegressor",
-    "WindowRegressor", "Windowed",
+    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
+    "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser",
+    "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -31,7 +31,6 @@ from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward
 from difftilt.core.stats import log_mean_exp
-from difftilt.domains.describing import describe_sequences
 from difftilt.errors import UnsupportedError
 from difftilt.metrics.log_z import LogZ
 from difftilt.rewards.oracle import Oracle, as_oracle
@@ -108,7 +107,7 @@ def setting(task: str, out: Path) -> Setting:
         as_oracle(build.load_reward(entry, None)),
         judge,
         LogZ(**{field.name: known[field.name] for field in fields(LogZ)}),
-        describe_sequences(policy, build.training_designs(entry)),
+        entry.describe(policy, entry.known()),
     )
 
 

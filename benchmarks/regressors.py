@@ -30,7 +30,7 @@ YARDSTICK = {"utr-mrl": (0.77, 0.67), "yeast-promoter": (0.94, 0.88)}
 def row(task: str, part: str, seed: int) -> dict[str, Any]:
     """Train one part of one task and test it."""
     entry = build.task(task)
-    table = build.read_table(entry, None)
+    table = entry.read()
     table = table.take(entry.rows(table))
     codec = entry.codec(len(table.sequences[0]))
     x, y = codec.encode(table.sequences), torch.from_numpy(table.scores).float()

@@ -111,7 +111,7 @@ def tfbind8(factor: str, name: str, c: float, seed: int) -> dict[str, Any]:
 def utr(seed: int) -> dict[str, Any]:
     """Many rows."""
     entry = build.task("utr-mrl")
-    table = build.read_table(entry, None)
+    table = entry.read()
     table = table.take(entry.rows(table))
     codec, y = entry.codec(50), torch.from_numpy(table.scores).double()
     train, test, _ = (torch.from_numpy(part) for part in random_split(len(y), (0.6, 0.1, 0.3), seed=seed))

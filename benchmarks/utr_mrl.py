@@ -27,7 +27,6 @@ from parts import log_z_row, run_missing, write_part
 import difftilt as dt
 from difftilt import build
 from difftilt.core.reward import score
-from difftilt.domains.describing import describe_sequences
 from difftilt.metrics.log_z import LogZ
 from difftilt.rng import Streams
 
@@ -65,7 +64,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
             "judge": score(judge, policy.codec, x_0).mean,
             "kl_nats": math.log(64) - 63 / 64,
             "oracle_calls": CALLS,
-            **describe_sequences(policy, None)(x_0),
+            **build.task("utr-mrl").describe(policy, None)(x_0),
         }
     else:
         algorithm, updates = PARTS[name]
@@ -84,7 +83,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
             designs=DESIGNS,
             pool=2000,
             training_calls=calls,
-            describe=describe_sequences(policy, None),
+            describe=build.task("utr-mrl").describe(policy, None),
             seed=seed,
         )
         facts, gap = evaluation.facts, evaluation.gap

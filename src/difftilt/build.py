@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from difftilt.algorithms.adjoint_matching import AdjointMatching
@@ -23,11 +23,10 @@ from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
-from difftilt.data import Table, find, load, merge_repeats, read_designs, validate
+from difftilt.data import Table, load
 from difftilt.domains import dna, rna
-from difftilt.domains.pretraining import FEWEST
-from difftilt.domains.task import MASKED, Task, prior_folder, split_task
-from difftilt.errors import ConfigError, DataError, nearest
+from difftilt.domains.task import DENOISER, Task
+from difftilt.errors import ConfigError, nearest
 from difftilt.networks.external import external_policy, load_external
 from difftilt.networks.stored import kind_of
 from difftilt.rewards.ensemble import EnsembleReward
@@ -39,7 +38,6 @@ from difftilt.samplers.mcmc import MCMC
 from difftilt.samplers.refine import Refine
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_weighted import ValueWeighted
-from difftilt.types import Int, Tensor
 from difftilt.values.monte_carlo import MonteCarlo
 from difftilt.values.plug_in import OneJump, PlugIn
 from difftilt.values.regression import Regression, fit_value
@@ -149,9 +147,9 @@ def load_policy(model: Any, **settings: Any) -> Policy:
     named = name in TASKS or name in {entry.data_set for entry in TASKS.values()}
     if not named and not Path(name).exists() and name.count("/") != 1:
         raise nearest(name, TASKS, what="task, model folder or Hub repository")
-    process = settings.get("process", MASKED)
-    by_name = isinstance(process, str)
-    folder = Path(name) / prior_folder(process if by_name else MASKED)
+    process = settings.get("process")
+    by_name = process is None or isinstance(process, str)
+    folder = stored(Path(name), process if by_name else None)
     ours = named or (folder / CONFIG).is_file()
     kind = None if ours else kind_of(name)
     if kind is not None:
@@ -166,17 +164,30 @@ def load_policy(model: Any, **settings: Any) -> Policy:
             f"expected no settings with '{name}', whose folder says all; got {', '.join(settings)}; use "
             "policy.with_steps and policy.holding"
         )
-    return load_task_policy(task(name), process) if named else Policy.from_pretrained(str(folder if ours else name))
+    if named:
+        return load_task_policy(task(name), process if by_name else None)
+    return Policy.from_pretrained(str(folder if ours else name))
 
 
-def load_task_policy(entry: Task, process: str = MASKED, models: Path | None = None) -> Policy:
-    """The pretrained policy of a task, over a process.
+def stored(models: Path, process: str | None) -> Path:
+    """Where a folder of models has its p_pre over ``process``; the first one where none is named."""
+    first = models / DENOISER
+    if process is None:
+        return first
+    try:
+        over = json.loads((first / CONFIG).read_text(encoding="utf-8"))["process"]["type"]
+    except (OSError, ValueError, LookupError, TypeError):
+        over = None
+    return first if over == process else models / process
+
+
+def load_task_policy(entry: Task, process: str | None = None, models: Path | None = None) -> Policy:
+    """The pretrained policy of a task, over a process, its first where none is named.
 
     Raises:
         ConfigError: the task has none over this process, or it is not there.
     """
-    entry.prior(process)
-    part = prior_folder(process)
+    part = entry.folder(process or entry.process)
     folder = model_folder(entry, part, models)
     if folder is None:
         raise ConfigError(_missing(entry, part, models))
@@ -197,18 +208,20 @@ def load_reward(entry: Task, spec: str | None, models: Path | None = None, table
 
     Args:
         entry: the task.
-        spec: ``"table"``, ``"model"``, ``"scorer.py:function"``, or ``None`` for the task's own.
+        spec: ``"table"``, ``"model"``, one of the task's rewards, ``"scorer.py:function"``, or ``None`` for its own.
         models: folder of own models in place of the zoo.
         table: own data in place of the task's set, for a table reward.
     """
     if spec is not None and ":" in spec:
         return load_function(spec)
-    spec = spec or ("table" if entry.table_reward else "model")
+    spec = spec or entry.default_reward
+    if spec in entry.rewards:
+        return entry.rewards[spec].make()
     if spec == "table":
         table = table or load(entry.data_set)
         return TableReward(dict(zip(table.sequences, table.scores.tolist(), strict=True)), f"{entry.name} table")
     if spec != "model":
-        raise nearest(spec, ["table", "model", "scorer.py:my_function"], what="reward")
+        raise nearest(spec, ["table", "model", *entry.rewards, "scorer.py:my_function"], what="reward")
     folder = model_folder(entry, "reward", models)
     if folder is None:
         raise ConfigError(_missing(entry, "reward", models))
@@ -219,27 +232,3 @@ def load_judge(entry: Task, models: Path | None = None) -> EnsembleReward | None
     """The judge of a task, ``None`` if it has none."""
     folder = model_folder(entry, "judge", models)
     return None if folder is None else EnsembleReward.from_pretrained(str(folder))
-
-
-def training_designs(entry: Task, data: Path | None = None) -> Int[Tensor, "N L"] | None:
-    """Tokens of the designs that p_pre was trained on (for novelty), ``None`` where the data are not at hand."""
-    if data is None and find(entry.data_set) is None:
-        return None
-    parts = split_task(entry, read_table(entry, data))
-    return parts.tokens[torch.cat([parts.prior_train, parts.prior_validation])]
-
-
-def read_table(entry: Task, data: Path | None = None) -> Table:
-    """A task's named set, or one's own file in its place, checked for letters and lengths."""
-    if data is None:
-        return load(entry.data_set)
-    table = read_designs(data)
-    letters = entry.alphabet + "".join(entry.aliases)
-    table = merge_repeats(replace(table, sequences=validate(table.sequences, letters, path=data, lines=table.lines)))
-    if len(table) < FEWEST:
-        raise DataError(f"{data}: expected at least {FEWEST} designs; got {len(table)}; add more")
-    if table.score_column is not None and np.isnan(table.scores).all():
-        raise DataError(
-            f"{data}: expected numbers in the column '{table.score_column}'; got none; fill it, or leave it out"
-        )
-    return table

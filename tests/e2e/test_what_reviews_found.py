@@ -13,7 +13,7 @@ import difftilt as dt
 from difftilt import build
 from difftilt.cli import main
 from difftilt.core.algorithm import Anchor
-from difftilt.domains import pretraining
+from difftilt.domains import pretraining, sequence
 from difftilt.errors import ConfigError, StateError
 from difftilt.rewards.function import FunctionReward
 from difftilt.rewards.oracle import Answer, Oracle
@@ -92,8 +92,9 @@ def test_own_data_are_not_judged_by_the_replicate_of_the_shipped_table(monkeypat
     rows = random_rows(200, 10)
     (work / "own.csv").write_text("sequence,score\n" + "".join(f"{row},{row.count('A')}\n" for row in rows))
     asked = []
+    monkeypatch.setattr(sequence, "load", asked.append)
     monkeypatch.setattr(pretraining, "load", asked.append)
-    monkeypatch.setattr(pretraining, "train_members", lambda make, x, y, config, on_member: [make().eval()])
+    monkeypatch.setattr(sequence, "train_members", lambda make, x, y, config, on_member: [make().eval()])
     assert main(["pretrain", "tfbind8", "--data", "own.csv", "--only", "judge", "-o", "m"]) == 0
     assert asked == []
     card = json.loads((work / "m" / "judge" / "config.json").read_text())["card"]

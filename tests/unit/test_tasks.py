@@ -15,14 +15,15 @@ from difftilt.core.codec import TokenCodec
 from difftilt.core.registry import construct
 from difftilt.data import Table, find, load
 from difftilt.domains import dna, rna
-from difftilt.domains.task import Task, TaskData, every_row, split_task
+from difftilt.domains.sequence import SequenceTask, every_row
+from difftilt.domains.task import TaskData
 from difftilt.errors import DataError
 
 TASKS = [*rna.TASKS, *dna.TASKS]
 SHIPPED = [task for task in TASKS if task.shipped]
 
 
-def name(task: Task) -> str:
+def name(task: SequenceTask) -> str:
     return task.name
 
 
@@ -48,9 +49,9 @@ def table(columns: dict[str, np.ndarray] | None = None, *, scored: bool = True, 
     return Table(Path("t.csv"), sequences, {**own, **(columns or {})}, "sequence", "score" if scored else None)
 
 
-def plain(**settings: object) -> Task:
+def plain(**settings: object) -> SequenceTask:
     options = {"name": "t", "domain": "dna", "summary": "s", "data_set": "d", "alphabet": "ACGT", "aliases": {}}
-    return Task(**options, score_name="x", naturalness="n", **settings)
+    return SequenceTask(**options, score_name="x", naturalness="n", **settings)
 
 
 def parts(data: TaskData) -> dict[str, set[int]]:
@@ -64,7 +65,7 @@ def parts(data: TaskData) -> dict[str, set[int]]:
 @pytest.mark.parametrize("distance", [3, None])
 def test_test_reward_and_judge_are_disjoint_and_cover_everything(distance: int | None) -> None:
     """Defect 15: one oracle that both optimises and scores."""
-    own = parts(split_task(plain(cluster_distance=distance), table()))
+    own = parts(plain(cluster_distance=distance).split(table()))
     for one, two in itertools.combinations(("test", "reward", "judge"), 2):
         assert not own[one] & own[two], (one, two)
     assert own["test"] | own["reward"] | own["judge"] == set(range(600))
@@ -77,20 +78,20 @@ def test_near_copies_never_fall_in_different_parts() -> None:
     sheet, family = table(), families()[1]
 
     def torn(distance: int | None) -> int:
-        own = parts(split_task(plain(cluster_distance=distance), sheet))
+        own = parts(plain(cluster_distance=distance).split(sheet))
         home = {row: part for part in ("test", "reward", "judge") for row in own[part]}
         return sum(len({home[row] for row in np.flatnonzero(family == f)}) > 1 for f in range(120))
 
     assert torn(3) == 0
     assert torn(None) > 60
-    own = parts(split_task(plain(), sheet))
+    own = parts(plain().split(sheet))
     trained, validated = ({family[row] for row in own[part]} for part in ("prior_train", "prior_validation"))
     assert not trained & validated, "validation of p_pre would be on near copies of its training designs"
 
 
 def test_p_pre_learns_the_allowed_rows_of_both_halves_and_never_a_test_row() -> None:
     allowed = np.arange(600) % 3 == 0
-    own = parts(split_task(plain(prior_rows=lambda _: allowed), table()))
+    own = parts(plain(prior_rows=lambda _: allowed).split(table()))
     prior = own["prior_train"] | own["prior_validation"]
     assert prior == {row for row in own["reward"] | own["judge"] if allowed[row]}
     assert not own["prior_train"] & own["prior_validation"]
@@ -101,19 +102,19 @@ def test_p_pre_learns_the_allowed_rows_of_both_halves_and_never_a_test_row() -> 
 def test_rows_a_task_does_not_use_are_gone_before_anything_else() -> None:
     used = np.arange(600) < 400
     sheet = table()
-    data = split_task(plain(rows=lambda _: used), sheet)
-    assert data.codec.decode(data.tokens) == sheet.sequences[:400]
+    data = plain(rows=lambda _: used).split(sheet)
+    assert data.codec.decode(data.states) == sheet.sequences[:400]
     torch.testing.assert_close(data.scores, torch.from_numpy(sheet.scores[:400]).float())
 
 
 def test_designs_without_a_score_serve_the_prior_only() -> None:
     sheet = table()
     sheet.scores[::4] = np.nan
-    own = parts(split_task(plain(), sheet))
+    own = parts(plain().split(sheet))
     missing = set(range(0, 600, 4))
     assert not missing & (own["test"] | own["reward"] | own["judge"])
     assert missing & own["prior_train"]
-    nothing = parts(split_task(plain(), table(scored=False)))
+    nothing = parts(plain().split(table(scored=False)))
     assert not nothing["reward"] | nothing["judge"] | nothing["test"]
     assert nothing["prior_train"]
 
@@ -122,28 +123,28 @@ def test_a_split_depends_on_its_seed_and_not_on_the_order_of_the_rows() -> None:
     sheet = table()
 
     def designs(data: TaskData) -> set[str]:
-        return set(data.codec.decode(data.tokens[data.reward]))
+        return set(data.codec.decode(data.states[data.reward]))
 
-    one, again, other = (designs(split_task(plain(), sheet, seed=seed)) for seed in (0, 0, 1))
+    one, again, other = (designs(plain().split(sheet, seed=seed)) for seed in (0, 0, 1))
     assert one == again != other
-    assert designs(split_task(plain(), sheet.take(np.arange(600)[::-1]))) == one
+    assert designs(plain().split(sheet.take(np.arange(600)[::-1]))) == one
 
 
 def test_designs_of_other_letters_or_lengths_are_refused() -> None:
     sheet = table()
     sheet.sequences[7] = "N" * 50
     with pytest.raises(DataError, match="got 'N' in design 8"):
-        split_task(plain(cluster_distance=None), sheet)
+        plain(cluster_distance=None).split(sheet)
     sheet.sequences[7] = "A"
     with pytest.raises(DataError, match="got 1 letters in design 8"):
-        split_task(plain(cluster_distance=None), sheet)
+        plain(cluster_distance=None).split(sheet)
 
 
 # --- the tasks themselves ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", SHIPPED, ids=name)
-def test_the_judge_is_of_another_architecture_than_the_reward_and_seeded_apart(task: Task) -> None:
+def test_the_judge_is_of_another_architecture_than_the_reward_and_seeded_apart(task: SequenceTask) -> None:
     assert task.reward["type"] != task.judge["type"]
     reward, judge = (
         construct("regressor", {**dict(spec), "vocabulary": 4, "length": 8}) for spec in (task.reward, task.judge)
@@ -157,7 +158,7 @@ def test_the_judge_is_of_another_architecture_than_the_reward_and_seeded_apart(t
 
 
 @pytest.mark.parametrize("task", TASKS, ids=name)
-def test_a_task_reads_both_t_and_u_and_prints_its_own_letters(task: Task) -> None:
+def test_a_task_reads_both_t_and_u_and_prints_its_own_letters(task: SequenceTask) -> None:
     codec = task.codec(4)
     assert isinstance(codec, TokenCodec)
     assert codec.decode(codec.encode(["ACGU", "acgt"])) == ["ACGT", "ACGT"]
@@ -171,7 +172,7 @@ def test_names_lead_to_their_tasks() -> None:
     assert build.task("tfbind8/CRX_REF_R1").data_set == "tfbind8/CRX_REF_R1"
     assert len({task.name for task in TASKS}) == len(TASKS)
     assert build.task("tfbind8").judge_set == "tfbind8/SIX6_REF_R2"
-    assert build.task("tfbind8").table_reward
+    assert build.task("tfbind8").default_reward == "table"
 
 
 def test_the_utr_prior_is_the_upper_half_and_the_tfbind8_prior_the_lower() -> None:
@@ -186,7 +187,7 @@ def test_the_utr_prior_is_the_upper_half_and_the_tfbind8_prior_the_lower() -> No
 
 def test_the_best_designs_are_never_shown_to_the_tfbind8_prior() -> None:
     sheet = table(length=50)
-    data = split_task(build.task("tfbind8"), sheet)
+    data = build.task("tfbind8").split(sheet)
     seen = torch.cat([data.prior_train, data.prior_validation, data.prior_test])
     assert data.scores[seen].max() < np.median(sheet.scores) <= data.scores.max()
 
@@ -196,8 +197,8 @@ def test_model_guided_promoters_are_kept_out_of_the_yeast_prior() -> None:
     medium = np.array(["defined", "complex"])[np.arange(600) // 300]
     sheet = table({"category": kinds, "medium": medium})
     task = build.task("yeast-promoter")
-    data = split_task(task, sheet)
-    assert len(data.tokens) == 300, "defined medium only"
+    data = task.split(sheet)
+    assert len(data.states) == 300, "defined medium only"
     kept = sheet.take(medium == "defined")
     for part in ("prior_train", "prior_validation", "prior_test"):
         assert {kept.column("category")[row] for row in getattr(data, part).tolist()} == {"native"}, part
@@ -205,28 +206,28 @@ def test_model_guided_promoters_are_kept_out_of_the_yeast_prior() -> None:
 
 
 def test_tables_of_ones_own_need_no_columns_of_the_original() -> None:
-    data = split_task(build.task("yeast-promoter"), table())
-    assert len(data.tokens) == 600
+    data = build.task("yeast-promoter").split(table())
+    assert len(data.states) == 600
     assert every_row(table()).all()
 
 
 @pytest.mark.parametrize("task", SHIPPED, ids=name)
-def test_the_shipped_tasks_split_their_real_data_without_leaks(task: Task) -> None:
+def test_the_shipped_tasks_split_their_real_data_without_leaks(task: SequenceTask) -> None:
     if find(task.data_set) is None:
         pytest.skip(f"data set {task.data_set} is not here")
     sheet = load(task.data_set)
     sheet = sheet.take(np.random.default_rng(0).permutation(len(sheet))[:3000])
-    data = split_task(task, sheet)
+    data = task.split(sheet)
     own = parts(data)
     assert min(map(len, own.values())) > 10
     for one, two in itertools.combinations(("test", "reward", "judge"), 2):
         assert not own[one] & own[two]
     if task.cluster_distance is None:
         return
-    one_hot = torch.nn.functional.one_hot(data.tokens, 4).flatten(1).float()
+    one_hot = torch.nn.functional.one_hot(data.states, 4).flatten(1).float()
     for one, two in itertools.combinations(("test", "reward", "judge"), 2):
         same = one_hot[getattr(data, one)] @ one_hot[getattr(data, two)].T
-        assert data.tokens.shape[1] - same.max() > task.cluster_distance, (one, two)
+        assert data.states.shape[1] - same.max() > task.cluster_distance, (one, two)
 
 
 def test_a_replicate_judges_a_table() -> None:
@@ -234,7 +235,7 @@ def test_a_replicate_judges_a_table() -> None:
     task = dataclasses.replace(build.task("tfbind8"))
     if find(task.data_set) is None or find(str(task.judge_set)) is None:
         pytest.skip("the tfbind8 data are not here")
-    reward, judge = (split_task(task, load(str(which))) for which in (task.data_set, task.judge_set))
-    assert reward.codec.decode(reward.tokens[reward.test]) == judge.codec.decode(judge.tokens[judge.test])
+    reward, judge = (task.split(load(str(which))) for which in (task.data_set, task.judge_set))
+    assert reward.codec.decode(reward.states[reward.test]) == judge.codec.decode(judge.states[judge.test])
     assert not torch.equal(reward.scores, judge.scores)
     assert torch.corrcoef(torch.stack([reward.scores, judge.scores]))[0, 1] > 0.9

@@ -10,14 +10,15 @@ import torch
 
 from difftilt import build
 from difftilt.algorithms.reward_backprop import RewardBackprop
+from difftilt.cli.progress import say
 from difftilt.cli.settings import JobSettings, Plan
 from difftilt.core.algorithm import Anchor
 from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, dataset, find
-from difftilt.domains.task import Task
-from difftilt.errors import ConfigError, DataError, StateError, UnsupportedError
+from difftilt.domains.task import Designs, Task
+from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
 from difftilt.samplers.smc import SMC
@@ -34,8 +35,8 @@ class Job:
     policy: Policy
     reward: Reward
     judge: EnsembleReward | None
-    known: torch.Tensor | None
-    """Tokens of the designs that p_pre was trained on, where they are at hand."""
+    known: Any
+    """What novelty is told by (:meth:`Task.known`), where the data are at hand."""
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the task, plain values."""
@@ -45,9 +46,8 @@ class Job:
             "domain": entry.domain,
             "summary": entry.summary,
             "data_set": settings.data.name if settings.data else entry.data_set,
-            "alphabet": entry.alphabet,
-            "length": self.policy.event_shape[0],
-            "score_name": entry.score_name,
+            **entry.facts(self.policy),
+            "score_name": score_name(entry, settings.reward),
             "reward_name": _describe(self.reward, str(settings.reward)),
             "judge_name": None if self.judge is None else _describe(self.judge, "model"),
             "naturalness": entry.naturalness,
@@ -73,8 +73,9 @@ def load_job(plan: Plan) -> Job:
     """
     settings = plan.settings
     entry = build.task(settings.task)
+    process = settings.process or entry.process
     device = choose_device(settings.device, settings.threads)
-    policy = build.load_task_policy(entry, settings.process, settings.models).to(device)
+    policy = build.load_task_policy(entry, process, settings.models).to(device)
     if settings.steps_per_sample is not None:
         policy = policy.with_steps(settings.steps_per_sample)
     policy = hold(policy, settings.fix)
@@ -85,13 +86,14 @@ def load_job(plan: Plan) -> Job:
         if isinstance(model, EnsembleReward):
             check_fit(model, policy)
             model.to(device)
-    name = settings.reward or ("table" if entry.table_reward else "model")
+    name = settings.reward or entry.default_reward
     if not isinstance(reward, DifferentiableReward):
         _refuse_black_box(plan, name)
     if plan.kind.role == "algorithm":  # what is not defined for the process is refused here, before anything is paid
         plan.method.init(policy.copy().requires_grad_(True), [Anchor(policy, plan.method.alpha)])
     chosen = dataclasses.replace(
         settings,
+        process=process,
         reward=name,
         device=str(device),
         steps_per_sample=policy.steps,
@@ -167,22 +169,29 @@ def check_fit(model: EnsembleReward, policy: Policy) -> None:
         )
 
 
-def _own_table(entry: Task, settings: JobSettings, policy: Policy) -> Table:
-    table = build.read_table(entry, settings.data)
-    length, came = policy.event_shape[0], len(table.sequences[0])
-    if came != length:
-        raise DataError(
-            f"{settings.data}: expected designs of {length} letters, as the model makes; got {came}; use --models "
-            "with a model of that length (see `difftilt pretrain`)"
-        )
-    return table
+def _own_table(entry: Task, settings: JobSettings, policy: Policy) -> Table | None:
+    data = entry.read(settings.data, skip_invalid=settings.skip_invalid)
+    tell_skipped(data)
+    entry.check(data, policy)
+    return data if isinstance(data, Table) else None
 
 
-def _known(entry: Task, settings: JobSettings, policy: Policy) -> torch.Tensor | None:
+def tell_skipped(data: Designs) -> None:
+    """Say how many designs of a file were left out."""
+    if data.skipped:
+        say(f"{data.path}: {data.skipped:,} designs cannot be read and are left out; {len(data):,} are used")
+
+
+def score_name(entry: Task, reward: str | None) -> str:
+    """What a reward of a task is, with its unit."""
+    named = entry.rewards.get(reward or entry.default_reward)
+    return entry.score_name if named is None else named.score_name
+
+
+def _known(entry: Task, settings: JobSettings, policy: Policy) -> Any:
     """The designs p_pre was trained on, for novelty, if the file that its card names is at hand."""
     name = policy.card.get("data", {}).get("file")
     for own, path in ((settings.data, settings.data), (None, find(entry.data_set))):
         if path is not None and path.name == name:
-            known = build.training_designs(entry, own)
-            return known if known is not None and known.shape[1] == policy.event_shape[0] else None
+            return entry.known(own)
     return None

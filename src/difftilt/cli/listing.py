@@ -25,11 +25,10 @@ def list_command(argv: Sequence[str]) -> None:
     from difftilt import build
     from difftilt.campaigns.strategies import STRATEGIES
     from difftilt.data import find
-    from difftilt.domains.task import prior_folder
 
     tasks = []
     for entry in build.TASKS.values():
-        there = [process for process in entry.priors if build.model_folder(entry, prior_folder(process))]
+        there = [process for process in entry.priors if build.model_folder(entry, entry.folder(process))]
         shipped = f"models shipped ({', '.join(there)})" if there else "no models: difftilt pretrain"
         data = "data here" if find(entry.data_set) else "no data"
         tasks.append((entry.name, f"{shipped}, {data}", entry.summary))

@@ -14,11 +14,13 @@ import tyro
 
 from difftilt import build
 from difftilt.cli import flags
+from difftilt.cli.job import tell_skipped
 from difftilt.cli.progress import say
 from difftilt.cli.record import shown
 from difftilt.core.policy import CONFIG
-from difftilt.domains.pretraining import PARTS, Pretraining
-from difftilt.domains.task import MASKED
+from difftilt.domains.pretraining import Pretraining
+from difftilt.domains.sequence import SequenceTask
+from difftilt.domains.task import DENOISER
 from difftilt.errors import ConfigError, DataError, StateError, nearest
 from difftilt.tracking.checkpoint import checkpoint_steps
 
@@ -33,9 +35,11 @@ class PretrainFlags:
     """Folder for denoiser (or simplex), reward and judge; models/TASK when not set. Pass it to finetune as --models."""
     data: Path | None = None
     """Own CSV, FASTA or Parquet file in place of the task's data; without scores only the denoiser is trained."""
-    only: Annotated[str | None, tyro.conf.arg(metavar="denoiser|reward|judge")] = None
+    skip_invalid: bool = False
+    """Leave out designs of that file that cannot be read, where the default is an error that names them."""
+    only: Annotated[str | None, tyro.conf.arg(metavar="denoiser|reward|judge|...")] = None
     """Train this part only."""
-    process: str = MASKED
+    process: str | None = None
     """Diffusion of the denoiser, of those that the task knows; each is kept beside the others."""
     updates: int | None = None
     """Updates of the denoiser; the task's own number when not set."""
@@ -53,32 +57,34 @@ def command(argv: Sequence[str]) -> None:
         PretrainFlags, argv, command="difftilt pretrain", summary="Train a task's denoiser, reward and judge."
     )
     entry = build.task(asked.task)
-    prior = entry.prior(asked.process)
+    process = asked.process or entry.process
+    prior = entry.prior(process)
     for name, value in (("--updates", asked.updates), ("--threads", asked.threads)):
         if value is not None and value < 1:
             raise ConfigError(f"expected {name} 1 or more; got {value}; raise it")
-    if asked.only is not None and asked.only not in PARTS:
-        raise nearest(asked.only, PARTS, what="part for --only")
+    if asked.only is not None and asked.only not in entry.parts:
+        raise nearest(asked.only, entry.parts, what="part for --only")
     torch.set_num_threads(asked.threads)
-    table = build.read_table(entry, asked.data)
-    if asked.data is not None:  # the replicate that judges the task's own table says nothing of other data
-        entry = dataclasses.replace(entry, judge_set=None)
+    data = entry.read(asked.data, skip_invalid=asked.skip_invalid)
+    tell_skipped(data)
+    if asked.data is not None and isinstance(entry, SequenceTask):
+        entry = dataclasses.replace(entry, judge_set=None)  # a replicate of the task's table says nothing of other data
     output = asked.output or Path("models") / entry.name
-    parts = PARTS if asked.only is None else (asked.only,)
-    if table.score_column is None and asked.only is None:
-        say(f"{table.path}: no column of scores, so only the denoiser is trained")
-        parts = ("denoiser",)
-    elif table.score_column is None and asked.only != "denoiser":
-        raise DataError(f"{table.path}: expected a column 'score' for the {asked.only}; got none; add it")
+    parts, possible = entry.parts if asked.only is None else (asked.only,), entry.trainable(data)
+    if asked.only is None and possible != parts:
+        say(f"{data.path}: no column of scores, so only the {' and '.join(possible)} is trained")
+        parts = possible
+    elif not set(parts) <= set(possible):
+        raise DataError(f"{data.path}: expected a column 'score' for the {asked.only}; got none; add it")
     if asked.updates is not None:
         longer = dataclasses.replace(prior, training=dataclasses.replace(prior.training, updates=asked.updates))
-        entry = dataclasses.replace(entry, priors={**entry.priors, asked.process: longer})
+        entry = dataclasses.replace(entry, priors={**entry.priors, process: longer})
     job = Pretraining(
         entry=entry,
-        table=table,
+        data=data,
         output=output,
         command=shown(["difftilt", "pretrain", *argv]),
-        process=asked.process,
+        process=process,
         seed=asked.seed,
         resume=asked.resume,
         on_event=say,
@@ -91,7 +97,7 @@ def command(argv: Sequence[str]) -> None:
         raise KeyboardInterrupt(
             f"stopped; go on with: {shlex.join(['difftilt', 'pretrain', *words, '--resume'])}"
         ) from None
-    which = "" if asked.process == MASKED else f" --process {asked.process}"
+    which = "" if process == entry.process else f" --process {process}"
     print(f"models in {output}; next: difftilt finetune {entry.name}{which} --models {output}")
 
 
@@ -112,7 +118,7 @@ def _unfinished(job: Pretraining, parts: Sequence[str]) -> tuple[str, ...]:
             f"expected a folder that can be written at '{output}'; got '{error.strerror}'; choose --output"
         ) from error
     finished = [part for part in parts if (job.folder(part) / CONFIG).is_file()]
-    begun = "denoiser" in parts and bool(checkpoint_steps(job.checkpoints))
+    begun = DENOISER in parts and bool(checkpoint_steps(job.checkpoints))
     if not job.resume and (finished or begun):
         came = f"a finished {finished[0]}" if finished else "an interrupted training"
         raise StateError(f"expected a new folder; got {came} in '{output}'; add --resume, or choose another --output")

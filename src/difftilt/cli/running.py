@@ -12,9 +12,9 @@ import torch
 from difftilt.cli.folders import finished
 from difftilt.cli.job import Job
 from difftilt.cli.progress import Progress, say
-from difftilt.core.codec import TokenCodec
+from difftilt.core.policy import Policy
 from difftilt.data import write_designs
-from difftilt.domains.describing import describe_sequences
+from difftilt.domains.task import Scene
 from difftilt.errors import StateError
 from difftilt.metrics.log_z import LogZ, independent_log_z, log_path_weight
 from difftilt.report import write_report
@@ -126,7 +126,7 @@ def finish(
             designs=designs,
             pool=designs,
             training_calls=result.oracle.calls,
-            describe=describe_sequences(result.pretrained, job.known),
+            describe=job.entry.describe(result.pretrained, job.known),
             seed=seed,
         )
     last, after = result.history[-1], evaluation.after
@@ -140,7 +140,8 @@ def finish(
         "seconds": last["seconds"],
         "evaluation_seconds": time.monotonic() - started,
     }
-    write_samples(run, after, log_path_weight(after.reward, after.path_log_ratio, alpha=result.alpha))
+    write_samples(job, run, after, log_path_weight(after.reward, after.path_log_ratio, alpha=result.alpha))
+    write_pictures(job, run, evaluation, result.pretrained, result.policy)
     result.policy.card = _card(job, result)
     result.policy.save_pretrained(run.model)
     return write_facts(job, run, result.oracle, evaluation, head, cost)
@@ -153,26 +154,31 @@ def write_facts(
     facts = dict(evaluation.facts)
     facts.pop("evaluation_calls", None)  # those asked for; the cost below counts those that were bought
     frequencies = {side: facts[side].pop("position_frequencies", None) for side in ("before", "after")}
-    codec = job.policy.codec
-    assert isinstance(codec, TokenCodec)
+    if any(frequencies.values()):
+        head = head | {"position_frequencies": {**frequencies, "alphabet": job.entry.facts(job.policy).get("alphabet")}}
     calls = {"oracle_calls": oracle.calls, "evaluation_calls": oracle.evaluation_calls}
     whole = {
         "task": job.entry.name,
         **head,
         **facts,
         "cost": calls | cost,
-        "position_frequencies": {**frequencies, "alphabet": codec.alphabet},
     }
     run.write_json(run.evaluation, whole)
     write_report(run)
     return run.read_json(run.evaluation)
 
 
-def write_samples(run: RunFolder, designs: DesignSet, log_weight: Float[Tensor, " N"]) -> None:
+def write_pictures(job: Job, run: RunFolder, evaluation: Evaluation, pretrained: Policy, tuned: Policy | None) -> None:
+    """What the domain draws, for the page."""
+    scene = Scene(pretrained, tuned, evaluation.before, evaluation.after, job.known, job.plan.loop.seed)
+    run.write_pictures(dataclasses.asdict(picture) for picture in job.entry.pictures(scene))
+
+
+def write_samples(job: Job, run: RunFolder, designs: DesignSet, log_weight: Float[Tensor, " N"]) -> None:
     """``samples.csv``; the weights correct the designs to the tilted law, where one is claimed."""
     columns: dict[str, list[Any] | torch.Tensor] = {
         "id": [f"design_{i + 1}" for i in range(len(designs.designs))],
-        "sequence": designs.designs,
+        job.entry.column: job.entry.written(designs.designs, run.path),
         "reward": designs.reward.cpu(),
         "judge": designs.judge.cpu(),
         "log_weight": log_weight.cpu(),

@@ -22,10 +22,10 @@ from difftilt.core.fixing import hold
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.reward import Reward
 from difftilt.core.trajectory import sample_states
-from difftilt.data import find, write_designs
+from difftilt.data import Table, find, write_designs
 from difftilt.data.files import check_writable
 from difftilt.data.writers import csv_text
-from difftilt.domains.task import MASKED, Task, prior_folder
+from difftilt.domains.task import Task
 from difftilt.errors import ConfigError, StateError, nearest
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rng import Streams
@@ -42,7 +42,7 @@ class SampleFlags:
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|TASK|FOLDER")]]
     """A run folder (its tuned model), a task (its pretrained model), a model folder, or a Hub repository."""
     process: str | None = None
-    """Of a task or a folder of models: which model, by the name of its diffusion; masked when not set."""
+    """Of a task or a folder of models: which model, by the name of its diffusion; the first when not set."""
     number: Annotated[int, flags.short("-n")] = 1000
     """How many designs."""
     output: Annotated[Path | None, flags.short("-o")] = None
@@ -78,7 +78,8 @@ def command(argv: Sequence[str]) -> None:
     policy = hold(source.policy.to(device), asked.fix)
     rng = Streams(asked.seed, device)("sample")
     designs = policy.codec.decode(sample_states(policy, asked.number, rng))
-    columns: dict[str, Any] = {"id": [f"design_{i + 1}" for i in range(len(designs))], "sequence": designs}
+    column, shown = _shown(policy, designs, asked.output)
+    columns: dict[str, Any] = {"id": [f"design_{i + 1}" for i in range(len(designs))], column: shown}
     for name, reward in source.scores.items():
         columns[name] = [float(value) for value in reward(designs)]
     if asked.output is None:
@@ -86,6 +87,20 @@ def command(argv: Sequence[str]) -> None:
     else:
         write_designs(asked.output, columns)
         say(f"{len(designs)} designs in {asked.output}")
+
+
+def _shown(policy: Policy, designs: list[Any], output: Path | None) -> tuple[str, list[str]]:
+    """Header and cells of the designs; what is no text goes to files beside ``output``.
+
+    Raises:
+        ConfigError: such designs, and no ``output``.
+    """
+    entry = build.TASKS.get(str(policy.card.get("task")))
+    if entry is None:
+        return "sequence", [str(design) for design in designs]
+    if output is None and not all(isinstance(design, str) for design in designs):
+        raise ConfigError(f"expected -o for designs of {entry.name}, which are files; got none; add -o designs.csv")
+    return entry.column, entry.written(designs, Path() if output is None else output.parent)
 
 
 def _check_output(path: Path | None) -> None:
@@ -111,8 +126,8 @@ def open_source(name: str, process: str | None = None) -> Source:
     known = {entry.data_set: entry for entry in build.TASKS.values()} | build.TASKS
     if name in known:
         entry = known[name]
-        reward = _free_reward(entry, "table" if entry.table_reward else "model", None, None)
-        policy = build.load_task_policy(entry, MASKED if process is None else process)
+        reward = _free_reward(entry, entry.default_reward, None, None)
+        policy = build.load_task_policy(entry, process)
         return _source(policy, reward, build.load_judge(entry))
     if path.is_dir():
         return _from_folder(path, process)
@@ -141,7 +156,7 @@ def _from_folder(path: Path, process: str | None) -> Source:
         if reward is None:
             reward = _bought(run)
         return _source(_tuned(run, settings), reward, build.load_judge(entry, settings.models))
-    own = path / prior_folder(MASKED if process is None else process)
+    own = build.stored(path, process)
     if not any((folder / CONFIG).is_file() for folder in (path, own)):
         raise StateError(
             f"expected a run or a model folder; got '{path}' without config.toml or {CONFIG}; check the path"
@@ -175,11 +190,14 @@ def _tuned(run: RunFolder, settings: Settings) -> Policy:
 
 def _free_reward(entry: Task, name: str, models: Path | None, data: Path | None) -> Reward | None:
     """A model, or a table where its file is at hand: these cost nothing."""
+    if name in entry.rewards:
+        return build.load_reward(entry, name)
     if name == "model":
         return None if build.model_folder(entry, "reward", models) is None else build.load_reward(entry, name, models)
     if name != "table" or (data is None and find(entry.data_set) is None):
         return None
-    return build.load_reward(entry, name, models, build.read_table(entry, data))
+    table = entry.read(data)
+    return build.load_reward(entry, name, models, table if isinstance(table, Table) else None)
 
 
 def _bought(run: RunFolder) -> Reward:

@@ -15,7 +15,6 @@ import tyro
 
 from difftilt.cli import flags
 from difftilt.config import from_mapping, read_toml
-from difftilt.domains.task import MASKED
 from difftilt.errors import ConfigError, nearest
 from difftilt.tracking.run import RunFolder
 
@@ -33,10 +32,13 @@ class JobSettings:
     """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), or the task's own."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
     """Hold letters fixed, e.g. 10:ATG; the first position is 1."""
-    process: str = MASKED
-    """Which of the task's pretrained models, by the name of its diffusion: masked, or simplex for utr-mrl."""
+    process: str | None = None
+    """Which of the task's pretrained models, by the name of its diffusion, e.g. simplex for utr-mrl; its first when not
+    set."""
     data: Path | None = None
     """Own CSV, FASTA or Parquet file in place of the task's data (table reward, novelty)."""
+    skip_invalid: bool = False
+    """Leave out designs of that file that cannot be read, where the default is an error that names them."""
     models: Path | None = None
     """Folder with own denoiser, reward and judge (see `difftilt pretrain`) in place of the shipped ones."""
     steps_per_sample: int | None = None

@@ -17,11 +17,10 @@ from difftilt.cli.job import Job
 from difftilt.cli.kinds import STEER, looks_at_values, plan_from
 from difftilt.cli.outcome import print_outcome
 from difftilt.cli.progress import duration, say
-from difftilt.cli.running import estimate_log_z, write_facts, write_samples
+from difftilt.cli.running import estimate_log_z, write_facts, write_pictures, write_samples
 from difftilt.core.algorithm import Weighted
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import DifferentiableReward
-from difftilt.domains.describing import describe_sequences
 from difftilt.rewards.oracle import Oracle
 from difftilt.rng import Streams
 from difftilt.samplers.best_of_n import BestOfN
@@ -80,10 +79,11 @@ def carry_out(job: Job, run: RunFolder) -> dict[str, Any]:
             steering_calls=oracle.calls,
             kl_bound=sampler.kl_bound if isinstance(sampler, BestOfN) else None,
             population=sampler.particles if isinstance(sampler, SMC) else 1,
-            describe=describe_sequences(pretrained, job.known),
+            describe=job.entry.describe(pretrained, job.known),
             seed=seed,
         )
-    write_samples(run, evaluation.after, evaluation.after.log_weight)
+    write_samples(job, run, evaluation.after, evaluation.after.log_weight)
+    write_pictures(job, run, evaluation, pretrained, None)
     head = {"sampler": job.plan.name, "value": _value_name(job)}
     return write_facts(job, run, oracle, evaluation, head, cost | {"evaluation_seconds": time.monotonic() - started})
 

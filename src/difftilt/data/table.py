@@ -25,6 +25,7 @@ class Table:
         sequence_column: name of the design column (``sequence`` for FASTA).
         score_column: name of the column that holds the score, or ``None``.
         lines: 1-based line of the file at which each design stands (FASTA: its header); ``None`` for Parquet.
+        skipped: designs of the file that could not be read and were left out.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class Table:
     sequence_column: str
     score_column: str | None
     lines: np.ndarray | None = None
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.sequences)

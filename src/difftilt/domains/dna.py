@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from difftilt.data import Table, names
-from difftilt.domains.task import MASKED, Prior, Task
+from difftilt.domains.sequence import SequenceTask
+from difftilt.domains.task import MASKED, Prior
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
 
@@ -27,7 +28,7 @@ def _lower_half(table: Table) -> np.ndarray:
     return table.scores < np.nanmedian(table.scores)
 
 
-YEAST = Task(
+YEAST = SequenceTask(
     name="yeast-promoter",
     domain="dna",
     summary="yeast promoters of 80 bp toward higher expression in defined medium (Vaishnav et al. 2022)",
@@ -55,11 +56,11 @@ YEAST = Task(
 )
 
 
-def _binding(data_set: str) -> Task:
+def _binding(data_set: str) -> SequenceTask:
     """The binding landscape of one transcription factor; ``tfbind8`` alone is SIX6."""
     factor = data_set.partition("/")[2]
     default = factor == "SIX6_REF_R1"
-    return Task(
+    return SequenceTask(
         name="tfbind8" if default else data_set,
         domain="dna",
         summary=f"DNA 8-mers toward binding by {factor.split('_')[0]} (Barrera et al. 2016); the table is the reward",
@@ -70,7 +71,7 @@ def _binding(data_set: str) -> Task:
         naturalness="p_pre is trained on the lower-scoring half of all 8-mers, so the best are never seen.",
         prior_rows=_lower_half,
         cluster_distance=None,
-        table_reward=True,
+        default_reward="table",
         judge_set="tfbind8/SIX6_REF_R2" if default else None,
         priors={
             MASKED: Prior(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from difftilt.data import Table
-from difftilt.domains.task import MASKED, Prior, Task
+from difftilt.domains.sequence import SequenceTask
+from difftilt.domains.task import MASKED, Prior
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
 
@@ -18,7 +19,7 @@ def _upper_half(table: Table) -> np.ndarray:
 
 
 TASKS = (
-    Task(
+    SequenceTask(
         name="utr-mrl",
         domain="rna",
         summary="5'UTRs of 50 nt toward higher ribosome load (Sample et al. 2019, human cells)",

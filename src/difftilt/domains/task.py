@@ -1,35 +1,52 @@
-"""What a task is: a data set, the part of it that p_pre learns, a reward, a judge, and how they are split."""
+"""What a task is: data, the part of them that p_pre learns, rewards, and what its practitioners look at.
+
+A domain subclasses :class:`Task`; everything else (training, commands, reports) asks a task and knows no domain.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 
-from difftilt.core.codec import SimplexCodec, TokenCodec
-from difftilt.data import Table, cluster_split, random_split
-from difftilt.errors import nearest
+from difftilt.core.codec import Codec
+from difftilt.core.policy import Policy
+from difftilt.core.reward import Reward
+from difftilt.data import find
+from difftilt.errors import UnsupportedError, nearest
+from difftilt.training.designs import Describe, DesignSet
 from difftilt.training.pretrain import PretrainConfig
-from difftilt.training.regress import RegressConfig
 from difftilt.types import Float, Int, Tensor
 
 MASKED = "masked"
-"""The process that is meant where none is named."""
-CODECS = {"simplex": SimplexCodec}
-"""How states are read, by process; tokens where not named."""
+"""Process of most priors."""
+DENOISER = "denoiser"
+"""Folder of a task's first p_pre."""
+FEWEST = 20
+"""Designs below which nothing is trained."""
 
 
-def every_row(table: Table) -> np.ndarray:
-    """All rows."""
-    return np.ones(len(table), dtype=bool)
+@runtime_checkable
+class Designs(Protocol):
+    """A set of designs as read from a file: a :class:`~difftilt.data.Table`, or images."""
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
 
-def prior_folder(process: str) -> str:
-    """Folder of a p_pre among a task's models."""
-    return "denoiser" if process == MASKED else process
+    @property
+    def skipped(self) -> int:
+        """Designs of the file that could not be read and were left out."""
+        ...
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +54,7 @@ class Prior:
     """A p_pre of a task, over one process."""
 
     denoiser: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
-    """Its network; vocabulary and length are filled in."""
+    """Its network; sizes are filled in."""
     training: PretrainConfig = field(default_factory=PretrainConfig)
     """How it is trained."""
     steps: int = 16
@@ -47,51 +64,159 @@ class Prior:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A named problem over fixed-length sequences."""
+class NamedReward:
+    """A reward of a task that needs no file."""
+
+    make: Callable[[], Reward]
+    """The reward."""
+    summary: str
+    """One line."""
+    score_name: str
+    """What it is, with its unit."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's designs as states, split: test rows are seen by nobody, reward and judge rows are disjoint."""
+
+    codec: Codec
+    states: Tensor
+    """``[N, *event]``."""
+    scores: Float[Tensor, " N"]
+    """NaN where there is none."""
+    test: Int[Tensor, " T"]
+    reward: Int[Tensor, " R"]
+    judge: Int[Tensor, " J"]
+    prior_train: Int[Tensor, " P"]
+    prior_validation: Int[Tensor, " Q"]
+    prior_test: Int[Tensor, " S"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing for a run's page."""
+
+    name: str
+    """Of its file, without suffix."""
+    title: str
+    caption: str
+    data: str | bytes
+    """SVG text, or PNG."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of designs by a property; the page draws it."""
+
+    name: str
+    title: str
+    axis: str
+    """The property, with its unit."""
+    edges: Sequence[float]
+    """Of the bins, ascending, one more than there are bins."""
+    shares: Mapping[str, Sequence[float]]
+    """By ``"data"``, ``"before"`` and ``"after"``: what share of designs is in each bin."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What pictures are made of."""
+
+    pretrained: Policy
+    tuned: Policy | None
+    """``None`` where a sampler steered."""
+    before: DesignSet
+    after: DesignSet
+    known: Any
+    """What :meth:`Task.known` said."""
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A named problem."""
 
     name: str
     """What the user types."""
     domain: str
-    """``"dna"`` or ``"rna"``."""
+    """``"dna"``, ``"rna"``, ``"protein"``, ``"molecule"`` or ``"image"``."""
     summary: str
     """One line."""
     data_set: str
     """Name of its data set."""
-    alphabet: str
-    """Letters, as printed."""
-    aliases: Mapping[str, str]
-    """Letters read as another."""
     score_name: str
-    """What the reward is, with its unit."""
+    """What the default reward is, with its unit."""
     naturalness: str
     """What likelihood under p_pre does and does not mean here."""
-    rows: Callable[[Table], np.ndarray] = every_row
-    """Rows the task uses at all."""
-    prior_rows: Callable[[Table], np.ndarray] = every_row
-    """Rows, of those used, that p_pre learns."""
-    cluster_distance: int | None = 3
-    """Sequences within this Hamming distance never fall in different parts; ``None`` splits rows at random."""
-    table_reward: bool = False
-    """Whether the measured table itself is the reward (the data set is complete)."""
-    judge_set: str | None = None
-    """A replicate measurement that judges a table reward."""
     priors: Mapping[str, Prior] = field(default_factory=lambda: {MASKED: Prior()})
-    """Every p_pre it has, by process."""
-    reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
-    """Regressor of the reward."""
-    reward_training: RegressConfig = field(default_factory=RegressConfig)
-    """How it is trained."""
-    judge: Mapping[str, Any] = field(default_factory=lambda: {"type": "recurrent"})
-    """Regressor of the judge."""
-    judge_training: RegressConfig = field(default_factory=lambda: RegressConfig(seed=1))
-    """How it is trained."""
+    """Every p_pre it has, by process; the first is meant where none is named."""
+    rewards: Mapping[str, NamedReward] = field(default_factory=dict)
+    """Rewards by name, beside ``model`` (learned) and ``table`` (measured)."""
+    default_reward: str = "model"
+    """``"model"``, ``"table"``, or a name in :attr:`rewards`."""
     shipped: bool = True
     """Whether its models are in the zoo."""
 
-    def codec(self, length: int, process: str = MASKED) -> TokenCodec:
-        """Codec of this task's letters, for states of a process."""
-        return CODECS.get(process, TokenCodec)(self.alphabet, length, dict(self.aliases))
+    column: ClassVar[str] = "sequence"
+    """Header of the designs in files."""
+    parts: ClassVar[tuple[str, ...]] = (DENOISER,)
+    """The models that are trained for it."""
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, path: Path | None = None, *, skip_invalid: bool = False) -> Designs:
+        """Its data set, or one's own file in its place, checked.
+
+        Args:
+            path: one's own file; the named set where not given.
+            skip_invalid: leave out designs that cannot be read, where the default is an error that names them.
+
+        Raises:
+            DataError: the file does not hold designs of this task; the line is named.
+        """
+
+    @abstractmethod
+    def split(self, data: Designs, *, seed: int = 0) -> TaskData:
+        """States and who may see which; 10 % are for tests where nothing else is said."""
+
+    @property
+    def split_note(self) -> str:
+        """How :meth:`split` splits, for cards."""
+        return "at random"
+
+    def trainable(self, data: Designs) -> tuple[str, ...]:
+        """The :attr:`parts` that can be trained from ``data``."""
+        return self.parts
+
+    def known(self, path: Path | None = None) -> Any:
+        """What novelty is told by: the designs that p_pre was trained on; ``None`` where they are not at hand.
+
+        States, unless a domain knows better; only its own :meth:`describe` and :meth:`pictures` read it.
+        """
+        if path is None and find(self.data_set) is None:
+            return None
+        data = self.split(self.read(path))
+        return data.states[torch.cat([data.prior_train, data.prior_validation])]
+
+    # --- models --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:
+        """A policy over ``process`` around a fresh network, its numbers drawn from ``seed``."""
+
+    @abstractmethod
+    def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
+        """What the card of a finished p_pre says of its quality, on rows that it has not seen."""
+
+    def fit(self, part: str, data: TaskData, *, seed: int, told: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
+        """Train one of :attr:`parts` that is no denoiser; returns it, with a card to fill, and the numbers on that."""
+        raise UnsupportedError(f"expected a part of {self.name}, {', '.join(self.parts)}; got '{part}'; choose one")
+
+    @property
+    def process(self) -> str:
+        """Process of the p_pre that is meant where none is named."""
+        return next(iter(self.priors))
 
     def prior(self, process: str) -> Prior:
         """The p_pre over a process.
@@ -103,55 +228,33 @@ class Task:
             raise nearest(process, self.priors, what=f"process of {self.name}")
         return self.priors[process]
 
+    def folder(self, process: str) -> str:
+        """Folder of the p_pre over a process among a task's models."""
+        self.prior(process)
+        return DENOISER if process == self.process else process
 
-@dataclass(frozen=True)
-class TaskData:
-    """A task's table as tensors, split: test rows are seen by nobody, reward and judge rows are disjoint."""
+    # --- what people look at -------------------------------------------------------------------------------------
 
-    codec: TokenCodec
-    tokens: Int[Tensor, "N L"]
-    scores: Float[Tensor, " N"]
-    test: Int[Tensor, " T"]
-    reward: Int[Tensor, " R"]
-    judge: Int[Tensor, " J"]
-    prior_train: Int[Tensor, " P"]
-    prior_validation: Int[Tensor, " Q"]
-    prior_test: Int[Tensor, " S"]
+    @abstractmethod
+    def describe(self, policy: Policy, known: Any) -> Describe:
+        """Metrics of finished states, by name: numbers, or plain values that the page knows."""
 
+    def facts(self, policy: Policy) -> dict[str, Any]:
+        """Plain values for the table ``task`` of a run's ``config.toml``."""
+        return {}
 
-def split_task(task: Task, table: Table, *, seed: int = 0) -> TaskData:
-    """Split a table for ``task``: 10 % test, the rest halved between reward and judge; p_pre learns from both halves.
+    def pictures(self, scene: Scene) -> list[Picture | Histogram]:
+        """Drawings for a run's page."""
+        return []
 
-    Args:
-        task: says which rows count, and how they may be split.
-        table: designs with scores; NaN scores are left out of reward and judge.
-        seed: of the split.
-    """
-    table = table.take(task.rows(table))
-    codec = task.codec(len(table.sequences[0]))
-    tokens = codec.encode(table.sequences)
-    parts = _split(task, table.sequences, (0.1, 0.45, 0.45), seed)
-    test, reward, judge = parts
-    prior = task.prior_rows(table)
-    rest = np.concatenate([reward, judge])
-    rest = rest[prior[rest]]
-    train, validation = _split(task, [table.sequences[i] for i in rest], (0.93, 0.07), seed)
-    scores = table.scores if table.score_column is not None else np.full(len(table), np.nan)
-    measured = ~np.isnan(scores)
-    return TaskData(
-        codec=codec,
-        tokens=tokens,
-        scores=torch.from_numpy(scores).float(),
-        test=torch.from_numpy(test[measured[test]]),
-        reward=torch.from_numpy(reward[measured[reward]]),
-        judge=torch.from_numpy(judge[measured[judge]]),
-        prior_train=torch.from_numpy(rest[train]),
-        prior_validation=torch.from_numpy(rest[validation]),
-        prior_test=torch.from_numpy(test[prior[test]]),
-    )
+    def written(self, designs: Sequence[Any], folder: Path) -> list[str]:
+        """Designs as a table shows them; what is no text is put into a file below ``folder``, and named."""
+        return [str(design) for design in designs]
 
+    def check(self, data: Designs, policy: Policy) -> None:
+        """One's own data are of the designs that ``policy`` makes.
 
-def _split(task: Task, sequences: list[str], fractions: tuple[float, ...], seed: int) -> list[np.ndarray]:
-    if task.cluster_distance is None:
-        return random_split(len(sequences), fractions, seed=seed)
-    return cluster_split(sequences, fractions, max_distance=task.cluster_distance, seed=seed)
+        Raises:
+            DataError: they are not.
+        """
+        return

@@ -12,13 +12,14 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from difftilt.errors import StateError
 from difftilt.tracking.run import RunFolder
 
+from .drawings import Drawing, read_drawings
 from .rounding import Estimate, estimate, finite
 
 DESIGN_COLUMNS = ("sequence", "smiles", "file")
@@ -59,6 +60,7 @@ class RunFacts:
     samples: Samples
     evaluation: dict[str, Any]
     problems: list[str]
+    drawings: list[Drawing] = field(default_factory=list)
 
     def table(self, name: str) -> dict[str, Any]:
         """A table of ``config.toml``, empty if missing."""
@@ -168,7 +170,7 @@ def read_run(run: RunFolder) -> RunFacts:
     config = _parsed(run.config, tomllib.loads, problems)
     evaluation = _parsed(run.evaluation, json.loads, problems)
     metrics = [record for record in _lines(run.metrics, problems) if finite(record.get("step")) is not None]
-    return RunFacts(
+    facts = RunFacts(
         name=run.path.resolve().name,
         config=config,
         metrics=metrics,
@@ -177,6 +179,7 @@ def read_run(run: RunFolder) -> RunFacts:
         evaluation=evaluation,
         problems=problems,
     )
+    return replace(facts, drawings=read_drawings(run, facts.done, problems))
 
 
 def _text(file: Path) -> str:

@@ -105,6 +105,7 @@ def context(facts: RunFacts) -> dict[str, Any]:
         "log_z": tables.log_z_rows(facts),
         "naturalness": tables.naturalness(facts),
         "logos": figures.logos(facts),
+        "drawings": facts.drawings,
         "best": best,
         "distinct": distinct,
         "download": _download(facts),

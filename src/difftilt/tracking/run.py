@@ -99,6 +99,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def pictures(self) -> Path:
+        """Drawings of the domain, and ``index.json`` with their titles and captions."""
+        return self.path / "pictures"
+
+    @property
     def log_z(self) -> Path:
         """The independent estimate of log Z."""
         return self.path / "log_z.json"
@@ -107,6 +112,25 @@ class RunFolder:
     def model(self) -> Path:
         """The tuned policy, a model folder."""
         return self.path / "model"
+
+    def write_pictures(self, drawings: Iterable[Mapping[str, Any]]) -> None:
+        """Write the drawings of a domain: files, and what a page says of each in ``pictures/index.json``.
+
+        Args:
+            drawings: plain fields; those with ``data`` (SVG text or PNG bytes) are put into a file called ``name``.
+        """
+        index = []
+        for drawing in drawings:
+            record = dict(drawing)
+            data = record.pop("data", None)
+            if data is not None:
+                record["file"] = f"{record['name']}.{'svg' if isinstance(data, str) else 'png'}"
+                self.pictures.mkdir(exist_ok=True)
+                (self.pictures / record["file"]).write_bytes(data.encode() if isinstance(data, str) else data)
+            index.append(record)
+        if index:
+            self.pictures.mkdir(exist_ok=True)
+            self.write_json(self.pictures / "index.json", {"drawings": index})
 
     def append(self, file: Path, records: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines durably: they are on disk when this returns. NaN is written as null.

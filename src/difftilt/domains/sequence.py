@@ -1,0 +1,259 @@
+"""Tasks over fixed-length sequences: DNA, RNA, proteins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from difftilt.core.codec import SimplexCodec, TokenCodec
+from difftilt.core.policy import Policy
+from difftilt.core.process import Process
+from difftilt.core.registry import construct
+from difftilt.core.trajectory import sample_states
+from difftilt.data import Table, cluster_split, load, merge_repeats, random_split, read_designs, validate
+from difftilt.domains.describing import describe_sequences
+from difftilt.domains.task import DENOISER, FEWEST, MASKED, Designs, Task, TaskData
+from difftilt.errors import DataError
+from difftilt.metrics import sequences
+from difftilt.rewards.ensemble import EnsembleReward
+from difftilt.rng import Streams, seeded_initialisation
+from difftilt.training.designs import Describe
+from difftilt.training.pretrain import denoising_bounds
+from difftilt.training.regress import RegressConfig, measure_fit, train_members
+from difftilt.types import Int, Tensor
+
+CODECS = {"simplex": SimplexCodec}
+"""How states are read, by process; tokens where not named."""
+SAMPLES = 1024
+"""Designs of a finished p_pre that are compared with held-out ones."""
+LARGEST_TABLE = 1 << 22
+"""Words of a Markov model that is worth counting."""
+
+
+def every_row(table: Table) -> np.ndarray:
+    """All rows."""
+    return np.ones(len(table), dtype=bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTask(Task):
+    """A named problem over fixed-length sequences."""
+
+    alphabet: str
+    """Letters, as printed."""
+    aliases: Mapping[str, str]
+    """Letters read as another."""
+    rows: Callable[[Table], np.ndarray] = every_row
+    """Rows the task uses at all."""
+    prior_rows: Callable[[Table], np.ndarray] = every_row
+    """Rows, of those used, that p_pre learns."""
+    cluster_distance: int | None = 3
+    """Sequences within this Hamming distance never fall in different parts; ``None`` splits rows at random."""
+    judge_set: str | None = None
+    """A replicate measurement that judges a table reward."""
+    reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
+    """Regressor of the reward."""
+    reward_training: RegressConfig = field(default_factory=RegressConfig)
+    """How it is trained."""
+    judge: Mapping[str, Any] = field(default_factory=lambda: {"type": "recurrent"})
+    """Regressor of the judge."""
+    judge_training: RegressConfig = field(default_factory=lambda: RegressConfig(seed=1))
+    """How it is trained."""
+
+    parts: ClassVar[tuple[str, ...]] = (DENOISER, "reward", "judge")
+
+    def codec(self, length: int, process: str = MASKED) -> TokenCodec:
+        """Codec of this task's letters, for states of a process."""
+        return CODECS.get(process, TokenCodec)(self.alphabet, length, dict(self.aliases))
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def read(self, path: Path | None = None, *, skip_invalid: bool = False) -> Table:
+        """Its data set, or one's own file, checked for letters and lengths; one row per design."""
+        if path is None:
+            return load(self.data_set)
+        table = read_designs(path)
+        letters = self.alphabet + "".join(self.aliases)
+        if skip_invalid:
+            readable = np.array([set(design.upper()) <= set(letters) for design in table.sequences])
+            table = replace(table.take(readable), skipped=int((~readable).sum()))
+        read = validate(table.sequences, letters, path=path, lines=table.lines)
+        table = merge_repeats(replace(table, sequences=read))
+        if len(table) < FEWEST:
+            raise DataError(f"{path}: expected at least {FEWEST} designs; got {len(table)}; add more")
+        if table.score_column is not None and np.isnan(table.scores).all():
+            raise DataError(
+                f"{path}: expected numbers in the column '{table.score_column}'; got none; fill it, or leave it out"
+            )
+        return table
+
+    def split(self, data: Designs, *, seed: int = 0) -> TaskData:
+        """10 % test, the rest halved between reward and judge; p_pre learns from both halves.
+
+        Args:
+            data: a table of designs with scores; NaN scores are left out of reward and judge.
+            seed: of the split.
+        """
+        table = _table(data)
+        table = table.take(self.rows(table))
+        codec = self.codec(len(table.sequences[0]))
+        tokens = codec.encode(table.sequences)
+        test, reward, judge = self.shares(table.sequences, (0.1, 0.45, 0.45), seed)
+        prior = self.prior_rows(table)
+        rest = np.concatenate([reward, judge])
+        rest = rest[prior[rest]]
+        train, validation = self.shares([table.sequences[i] for i in rest], (0.93, 0.07), seed)
+        scores = table.scores if table.score_column is not None else np.full(len(table), np.nan)
+        measured = ~np.isnan(scores)
+        return TaskData(
+            codec=codec,
+            states=tokens,
+            scores=torch.from_numpy(scores).float(),
+            test=torch.from_numpy(test[measured[test]]),
+            reward=torch.from_numpy(reward[measured[reward]]),
+            judge=torch.from_numpy(judge[measured[judge]]),
+            prior_train=torch.from_numpy(rest[train]),
+            prior_validation=torch.from_numpy(rest[validation]),
+            prior_test=torch.from_numpy(test[prior[test]]),
+        )
+
+    def shares(self, designs: list[str], fractions: tuple[float, ...], seed: int) -> list[np.ndarray]:
+        """Row numbers of each share; near copies stay together unless the task splits at random."""
+        if self.cluster_distance is None:
+            return random_split(len(designs), fractions, seed=seed)
+        return cluster_split(designs, fractions, max_distance=self.cluster_distance, seed=seed)
+
+    @property
+    def split_note(self) -> str:
+        """How rows are split."""
+        distance = self.cluster_distance
+        return f"by cluster: no test row within {distance} mutations of a training row" if distance else "at random"
+
+    def trainable(self, data: Designs) -> tuple[str, ...]:
+        """The denoiser alone where there are no scores."""
+        return self.parts if _table(data).score_column is not None else (DENOISER,)
+
+    def check(self, data: Designs, policy: Policy) -> None:
+        """Designs are as long as the model's."""
+        length, came = policy.event_shape[0], len(_table(data).sequences[0])
+        if came != length:
+            raise DataError(
+                f"{data.path}: expected designs of {length} letters, as the model makes; got {came}; use --models "
+                "with a model of that length (see `difftilt pretrain`)"
+            )
+
+    # --- models --------------------------------------------------------------------------------------------------
+
+    def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:
+        """The prior's network over the letters of the data."""
+        prior = self.prior(process)
+        assert isinstance(data.codec, TokenCodec)
+        letters, length = data.codec.vocabulary, data.codec.length
+        with seeded_initialisation(seed):
+            denoiser = construct("denoiser", {**prior.denoiser, "vocabulary": letters, "length": length})
+        codec = self.codec(length, process)
+        event = tuple(codec.encode(data.codec.decode(data.states[:1])).shape[1:])
+        made: Process = construct("process", {"type": process, "vocabulary": letters})
+        words = sequences.kmer_counts(data.states[data.prior_train], 3, letters).long().tolist()
+        return Policy(denoiser, made, codec, event, steps=prior.steps, card={"kmer_counts": words})
+
+    def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
+        """The bound beside Markov models, and letters and words of samples beside those of held-out designs."""
+        train, test = data.states[data.prior_train], data.states[data.prior_test]
+        return {
+            **_against_markov(policy.denoiser, policy.process, train, test, seed),
+            **_likeness(policy, train, test, seed),
+        }
+
+    def fit(
+        self, part: str, data: TaskData, *, seed: int, told: Callable[[str], None]
+    ) -> tuple[EnsembleReward, dict[str, Any]]:
+        """An ensemble of regressors, ``reward`` or ``judge``."""
+        chosen, settings = (
+            (self.reward, self.reward_training) if part == "reward" else (self.judge, self.judge_training)
+        )
+        if part == "judge" and self.judge_set is not None:
+            data = self.split(load(self.judge_set), seed=seed)
+        assert isinstance(data.codec, TokenCodec)
+        rows, tokens, scores, test = getattr(data, part), data.states, data.scores, data.test
+        mean, scale = scores[rows].mean().item(), scores[rows].std().item()
+        spec = {**chosen, "vocabulary": data.codec.vocabulary, "length": data.codec.length}
+        members = train_members(
+            lambda: construct("regressor", spec),
+            tokens[rows],
+            (scores[rows] - mean) / scale,
+            replace(settings, seed=settings.seed + 10 * seed),
+            on_member=lambda e, error: told(f"{part}: member {e + 1} of {settings.members}, held out {error:.4f}"),
+        )
+        reward = EnsembleReward(members, data.codec, mean=mean, scale=scale)
+        fitted = measure_fit(reward(tokens[test]), scores[test])
+        single = EnsembleReward(members[:1], data.codec, mean=mean, scale=scale)
+        alone = measure_fit(single(tokens[test]), scores[test])
+        metrics = {
+            "members": len(members),
+            "parameters": sum(p.numel() for p in reward.parameters()),
+            "training_rows": len(rows),
+            "test_rows": fitted.rows,
+            "test_spearman": round(fitted.spearman, 4),
+            "test_r_squared": round(fitted.r_squared, 4),
+            "one_member_spearman": round(alone.spearman, 4),
+            "one_member_r_squared": round(alone.r_squared, 4),
+        }
+        return reward, metrics
+
+    # --- what people look at -------------------------------------------------------------------------------------
+
+    def describe(self, policy: Policy, known: Any) -> Describe:
+        """Uniqueness, diversity, novelty, words, and letters by position for logos."""
+        return describe_sequences(policy, known)
+
+    def facts(self, policy: Policy) -> dict[str, Any]:
+        """Letters and length."""
+        return {"alphabet": self.alphabet, "length": policy.event_shape[0]}
+
+
+def _table(data: Designs) -> Table:
+    assert isinstance(data, Table)
+    return data
+
+
+def _against_markov(
+    denoiser: nn.Module, process: Process, train: Int[Tensor, "N L"], test: Int[Tensor, "M L"], seed: int
+) -> dict[str, float]:
+    """The bound on held-out designs beside Markov models of several orders, nats per token, with standard errors."""
+    length, rng = test.shape[1], torch.Generator().manual_seed(seed)
+    bounds = denoising_bounds(denoiser, process, test, rng, draws=32) / length
+    metrics = {
+        "test_bound_nats_per_token": round(bounds.mean().item(), 5),
+        "test_bound_error": round((bounds.std() / len(bounds) ** 0.5).item(), 5),
+    }
+    orders = [order for order in (2, 3, 5) if process.vocabulary ** (order + 1) <= LARGEST_TABLE]
+    for order in orders:
+        markov = sequences.MarkovModel(train, order, process.vocabulary).log_prob(test) / length
+        metrics[f"markov_{order}_nats_per_token"] = round(-markov.mean().item(), 5)
+        better = bounds.cpu() + markov  # negative where the denoiser is the better model
+        metrics[f"advantage_over_markov_{order}"] = round(-better.mean().item(), 5)
+        metrics[f"advantage_over_markov_{order}_error"] = round((better.std() / len(better) ** 0.5).item(), 5)
+    return metrics
+
+
+def _likeness(policy: Policy, train: Int[Tensor, "N L"], test: Int[Tensor, "M L"], seed: int) -> dict[str, float]:
+    """How designs of ``policy`` differ from held-out ones in shares of letters and words, and how training ones do."""
+    codec = policy.codec
+    assert isinstance(codec, TokenCodec)
+    letters = codec.vocabulary
+    drawn = codec.tokens(sample_states(policy, SAMPLES, Streams(seed)("likeness")))
+    metrics: dict[str, float] = {"sampled_designs": SAMPLES, "steps": policy.steps}
+    for name, tokens in (("sampled", drawn), ("training", train)):
+        for k, word in ((1, "letter"), (3, "3mer")):
+            mine, theirs = (sequences.kmer_counts(part, k, letters) for part in (tokens, test))
+            gap = (mine / mine.sum() - theirs / theirs.sum()).abs().max().item()
+            metrics[f"{name}_{word}_largest_difference"] = round(gap, 5)
+        metrics[f"{name}_3mer_correlation"] = round(sequences.kmer_correlation(mine, theirs), 4)
+    return metrics

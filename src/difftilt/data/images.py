@@ -14,7 +14,6 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -47,8 +46,13 @@ class ImageSet:
     label_names: tuple[str, ...] = ()
     split: Int[np.ndarray, " N"] | None = None
     """The source's own: 0 train, 1 validation, 2 test."""
-    skipped: tuple[str, ...] = ()
-    """Files that could not be read, where that was allowed."""
+    unread: tuple[str, ...] = ()
+    """Files that could not be read and why, where that was allowed."""
+
+    @property
+    def skipped(self) -> int:
+        """How many files could not be read and were left out."""
+        return len(self.unread)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,7 +75,7 @@ def read_images(path: str | PathLike[str], *, size: int | None = None, skip_inva
         path: an ``.npz`` holds ``images`` (uint8, ``[N, H, W]``, ``[N, H, W, 1]`` or ``[N, H, W, 3]``), and may hold
             ``labels`` with ``label_names``, ``split`` with ``split_names``, and ``names`` or ``codepoints``.
         size: height and width to bring the images of a folder to, pixels; they must have one size when not given.
-        skip_invalid: leave out files of a folder that cannot be read, and name them in ``skipped``.
+        skip_invalid: leave out files of a folder that cannot be read, and name them in ``unread``.
 
     Raises:
         DataError: nothing is there, no image is, or one is unreadable, of another size, or not 8 bits.
@@ -85,10 +89,7 @@ def read_images(path: str | PathLike[str], *, size: int | None = None, skip_inva
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.name.removesuffix(".gz").endswith("-ubyte"):
-        images = read_idx(path)
-        if images.ndim != 3:
-            raise DataError(f"{path}: expected images of one channel; got shape {images.shape}; name the images' file")
-        return ImageSet(path, _checked(images, path))
+        return _read_idx_pair(path)
     raise DataError(f"expected a folder of PNG or JPEG files, an .npz or an IDX file; got '{path}'; convert it to one")
 
 
@@ -127,6 +128,22 @@ def read_idx(path: Path) -> np.ndarray:
     if len(data) - start != int(np.prod(shape, dtype=np.int64)):
         raise DataError(f"{path}: expected {shape} bytes, as its head says; got {len(data) - start}; copy it again")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def _read_idx_pair(path: Path) -> ImageSet:
+    """Images of an IDX file, with the labels of the file beside it, ``images-idx3`` read as ``labels-idx1``."""
+    images = read_idx(path)
+    if images.ndim != 3:
+        raise DataError(f"{path}: expected images of one channel; got shape {images.shape}; name the images' file")
+    made = ImageSet(path, _checked(images, path))
+    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    if beside == path or not beside.is_file():
+        return made
+    labels = read_idx(beside)
+    if labels.shape != (len(images),):
+        raise DataError(f"{beside}: expected {len(images)} labels; got shape {labels.shape}; put the right file there")
+    names = tuple(map(str, range(int(labels.max()) + 1)))
+    return replace(made, labels=labels.astype(np.int64), label_names=names)
 
 
 def pillow() -> Any:
@@ -170,7 +187,7 @@ def _read_folder(folder: Path, size: int | None, skip_invalid: bool) -> ImageSet
     if any(array.ndim == 3 for array in arrays):
         arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2) for array in arrays]
     names = [file.relative_to(folder) for file in kept]
-    made = ImageSet(folder, _checked(np.stack(arrays), folder), tuple(map(str, names)), skipped=tuple(skipped))
+    made = ImageSet(folder, _checked(np.stack(arrays), folder), tuple(map(str, names)), unread=tuple(skipped))
     kinds = sorted({name.parts[0] for name in names})
     if all(len(name.parts) > 1 for name in names) and len(kinds) > 1:
         labels = np.array([kinds.index(name.parts[0]) for name in names])
@@ -269,15 +286,10 @@ def _checked(images: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: expected images of 8 bits (uint8, 0 to 255); got {images.dtype}; convert, e.g. "
             "(255 * images).round().astype('uint8')"
         )
-    if not len(images) or not 1 <= min(images.shape[1:3]) or max(images.shape[1:3]) > LARGEST:
+    if not len(images) or not min(images.shape[1:3]) >= 1 or max(images.shape[1:3]) > LARGEST:
         raise DataError(f"{path}: expected images of 1 to {LARGEST} pixels a side; got {images.shape}; resize them")
     return images
 
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
-
-
-def distinct(images: Sequence[np.ndarray]) -> int:
-    """How many different images there are."""
-    return len({(image.shape, image.tobytes()) for image in images})

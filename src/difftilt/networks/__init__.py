@@ -4,6 +4,7 @@ from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.guided import Guided
+from difftilt.networks.image_classifier import ConvClassifier
 from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.regressor import ConvRegressor, PerceptronRegressor, RecurrentRegressor, WindowRegressor
@@ -12,7 +13,7 @@ from difftilt.networks.transformer import TransformerDenoiser
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
-    "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
+    "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided",
+    "MaskedLM", "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
     "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     rng = torch.Generator().manual_seed(0)
     sizes = (12, 6, 1)
     head: dict[str, Any] = {}
-    for number, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for number, (a, b) in enumerate(pairwise(sizes)):
         head[f"layers.{10 * number}.weight"] = torch.randn((b, a), generator=rng)
         head[f"layers.{10 * number}.bias"] = torch.randn(b, generator=rng)
     save_file(head, tmp_path / "aesthetic.safetensors")

@@ -3,10 +3,10 @@
 Run: ``python benchmarks/images.py run``, then ``table``. One part: ``python benchmarks/images.py one METHOD SEED``.
 Finished parts are kept in ``--out`` and not run again.
 
-The reward is minus the kilobytes as a JPEG at quality 95. A blank image has 643 bytes, so what can be removed is what is
-above that; ``removed`` is the share of it that is gone, of the training images' mean (``of_data``) and of the pretrained
-model's own designs (``of_pretrained``). Every method is judged on 512 designs. Differentiable rewards (brightness,
-redness) are raised by ``reward_backprop`` in parts of their own.
+The reward is minus the kilobytes as a JPEG at quality 95. A blank image has 643 bytes, so what can be removed is what
+is above that; ``removed`` is the share of it that is gone, of the training images' mean (``of_data``) and of the
+pretrained model's own designs (``of_pretrained``). Every method is judged on 512 designs. Differentiable rewards
+(brightness, redness) are raised by ``reward_backprop`` in parts of their own.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def steered(sampler: Any, policy: Policy, reward: Any, describe: Any, seed: int)
 def table(out: Path) -> str:
     """Means over seeds with the least and the largest of them, a row for each method."""
     lines = [
-        "| method | seeds | reward before | after | removed of data's | of pretrained's | unique | without near-duplicates | "
-        "KL, nats | log-likelihood before | after | calls | CPU s |",
+        "| method | seeds | reward before | after | removed of data's | of pretrained's | unique | without "
+        "near-duplicates | KL, nats | log-likelihood before | after | calls | CPU s |",
         "|" + "---|" * 13,
     ]
     for method in METHODS:

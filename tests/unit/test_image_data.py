@@ -141,7 +141,7 @@ def test_an_npz_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         ({"pictures": np.zeros((2, 4, 4), dtype=np.uint8), "more": np.zeros(2)}, "an array 'images'"),
         ({"images": np.zeros((2, 4, 4), dtype=np.uint8), "labels": np.zeros(3, dtype=int)}, "2 labels"),
         ({"images": np.array([None, "pickled"], dtype=object)}, "plain arrays"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 7]), "label_names": np.array(["a"])}, "0 to 0"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 7]), "label_names": np.array(["a"])}, "to 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_npz_is_refused_with_what_to_do(tmp_path: Path, arrays: dict, message: str) -> None:
@@ -250,7 +250,7 @@ def test_groups_are_never_split_and_order_does_not_matter() -> None:
     parts = group_split(groups, (0.8, 0.1, 0.1), seed=3)
     assert sorted(np.concatenate(parts).tolist()) == list(range(400))
     named = [{groups[i] for i in part} for part in parts]
-    assert not (named[0] & named[1] or named[0] & named[2] or named[1] & named[2])
+    assert len(named[0] | named[1] | named[2]) == sum(map(len, named))
     assert abs(len(parts[0]) - 320) < 25
     order = rng.permutation(400)
     again = group_split([groups[i] for i in order], (0.8, 0.1, 0.1), seed=3)

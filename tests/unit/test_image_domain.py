@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-for library in ("PIL", "diffusers"):
-    pytest.importorskip(library)
+pytest.importorskip("PIL")
+pytest.importorskip("diffusers")
 
 from PIL import Image
 
@@ -107,7 +107,7 @@ def test_too_few_images_and_sides_that_do_not_fit_are_refused(tmp_path: Path) ->
 
 def test_images_of_another_size_than_the_models_are_refused(policies) -> None:
     KIND.check(pictures(), policies[0])
-    with pytest.raises(DataError, match="8 x 8 pixels and 3 channels.*16 x 16 and 3"):
+    with pytest.raises(DataError, match=r"8 x 8 pixels and 3 channels.*16 x 16 and 3"):
         KIND.check(pictures(size=16), policies[0])
     with pytest.raises(DataError, match="got 8 x 8 and 1"):
         KIND.check(pictures(channels=1), policies[0])
@@ -268,7 +268,8 @@ def test_the_best_are_different_and_in_order(policies, rng: torch.Generator) -> 
 
 def test_a_scene_is_drawn_for_tuned_and_steered_runs(policies, rng: torch.Generator) -> None:
     before, after = policies
-    sets = {"before": draw(before, before, colour("red"), None, 30, rng), "after": draw(after, before, colour("red"), None, 30, rng)}  # fmt: skip
+    sets = {name: draw(made, before, colour("red"), None, 30, rng) for name, made in
+            (("before", before), ("after", after))}  # fmt: skip
     known = KIND.split(pictures()).states / 2 + 0.5
     for tuned, names in ((after, ["before-after", "best"]), (None, ["before", "after", "best"])):
         drawn = KIND.pictures(Scene(before, tuned, known=known, seed=0, **sets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from difftilt.domains.task import DENOISER, Task
 from difftilt.errors import ConfigError, nearest
 from difftilt.networks.external import external_policy, load_external
 from difftilt.networks.stored import kind_of
+from difftilt.rewards.combined import Objective, Requirement, combined
 from difftilt.rewards.ensemble import EnsembleReward
-from difftilt.rewards.function import load_function
+from difftilt.rewards.function import as_reward, load_function
+from difftilt.rewards.spec import bound, short, terms
 from difftilt.rewards.table import TableReward
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
@@ -203,18 +206,41 @@ def _missing(entry: Task, part: str, models: Path | None) -> str:
     )
 
 
-def load_reward(entry: Task, spec: str | None, models: Path | None = None, table: Table | None = None) -> Reward:
+def load_reward(
+    entry: Task,
+    spec: str | None,
+    models: Path | None = None,
+    table: Table | None = None,
+    require: Sequence[str] = (),
+) -> Reward:
     """The reward of a task.
 
     Args:
         entry: the task.
-        spec: ``"table"``, ``"model"``, one of the task's rewards, ``"scorer.py:function"``, or ``None`` for its own.
+        spec: ``"table"``, ``"model"``, one of the task's rewards, ``"scorer.py:function"``, or a weighted sum of such
+            (:mod:`difftilt.rewards.spec`); ``None`` for the task's own.
         models: folder of own models in place of the zoo.
         table: own data in place of the task's set, for a table reward.
+        require: bounds that designs must meet, such as ``"sa<=3"``.
+
+    Raises:
+        ConfigError: an unknown name, a sum or bound that makes no sense, a model that is not there.
     """
-    if spec is not None and ":" in spec:
+    summands, bounds = terms(spec or entry.default_reward), [bound(text) for text in require]
+    made: dict[str, Reward] = {}
+    for name in dict.fromkeys([*(term.name for term in summands), *(limit.name for limit in bounds)]):
+        made[name] = _one_reward(entry, name, models, table)
+    if not bounds and len(summands) == 1 and summands[0].weight == 1:
+        return made[summands[0].name]
+    return combined(
+        [Objective(short(term.name), as_reward(made[term.name]), term.weight) for term in summands],
+        [Requirement(short(limit.name), as_reward(made[limit.name]), limit.sense, limit.value) for limit in bounds],
+    )
+
+
+def _one_reward(entry: Task, spec: str, models: Path | None, table: Table | None) -> Reward:
+    if ":" in spec:
         return load_function(spec)
-    spec = spec or entry.default_reward
     if spec in entry.rewards:
         return entry.rewards[spec].make()
     if spec == "table":

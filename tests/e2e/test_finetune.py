@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from difftilt.cli.demo import DEMO
+from difftilt.cli.demo import DEMOS
 
 from .conftest import facts, records
 
@@ -121,9 +122,7 @@ def test_own_data_can_be_the_reward(difftilt, tiny, work):
 
 
 def test_demo_is_a_finetune_run(difftilt, models, monkeypatch):
-    monkeypatch.setattr(
-        "difftilt.cli.demo.DEMO", {**DEMO, "steps": 2, "batch": 8, "designs": 16, "log_z_samples": 16}, raising=True
-    )
+    monkeypatch.setitem(DEMOS, "rna", {**DEMOS["rna"], "steps": 2, "batch": 8, "designs": 16, "log_z_samples": 16})
     outcome = difftilt("demo", "--models", models)
     assert outcome.code == 0, outcome.err
     assert "runs/demo-1/report.html" in outcome.out
@@ -143,3 +142,65 @@ def test_all_fields_of_the_algorithm_are_flags(difftilt, tiny):
 def test_steps_per_sample_sets_the_chain(difftilt, tiny):
     assert difftilt(*tiny, "--steps-per-sample", "7", "--run", "r").code == 0
     assert len(json.loads(Path("r/model/config.json").read_text())["grid"]) == 8
+
+
+SUM = ["--reward", "scorer.py:content,-0.5*model", "--require", "model<=100"]
+
+
+def test_several_objectives_are_told_apart_and_nothing_is_bought_twice(difftilt, tiny, work):
+    outcome = difftilt(*tiny, *SUM, "--run", "r")
+    assert outcome.code == 0, outcome.err
+    assert "dominates a volume of" in outcome.out
+    several = facts(Path("r"))["objectives"]
+    assert [(term["name"], term["weight"]) for term in several["objectives"]] == [("content", 1.0), ("model", -0.5)]
+    with Path("r/samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row["content"]) == row["sequence"].count("G") + row["sequence"].count("C")
+        assert float(row["reward"]) == pytest.approx(float(row["content"]) - 0.5 * float(row["model"]), abs=1e-9)
+    called = (work / "calls.log").read_text().split()
+    assert len(set(called)) == len(called)
+    page = Path("r/report.html").read_text()
+    assert "Each objective by itself" in page
+    assert "content − 0.5 × model where model ≤ 100" in page
+    before = facts(Path("r"))
+    Path("r/evaluation.json").unlink()
+    assert difftilt("finetune", "--resume", "r").code == 0
+    assert facts(Path("r"))["objectives"] == before["objectives"]
+    assert (work / "calls.log").read_text().split() == called, "numbers that were known were asked for again"
+
+
+def test_runs_of_the_same_objectives_are_compared_in_each(difftilt, tiny):
+    """The objectives of both runs are drawn, and volumes are above one reference: equal runs have equal ones."""
+    for name, weight in (("a", "-0.5"), ("b", "-0.5"), ("c", "-2")):
+        assert difftilt(*tiny, "--reward", f"scorer.py:content,{weight}*model", "--run", name).code == 0
+    assert difftilt("compare", "a", "b", "c", "-o", "c.html").code == 0
+    page = Path("c.html").read_text()
+    assert "Objectives of each run" in page
+    volumes = dict(re.findall(r"\b([abc]) ([\d.]+)[,.]", page.partition("above one reference:")[2]))
+    assert volumes["a"] == volumes["b"]
+    assert difftilt("compare", "a", "-o", "one.html").code == 0
+    assert "Objectives of each run" not in Path("one.html").read_text()
+
+
+def test_a_bound_that_no_design_meets_ends_the_run_with_its_reason(difftilt, tiny):
+    outcome = difftilt(*tiny, "--require", "model>=100", "--run", "r")
+    assert outcome.code != 0
+    assert "below 100" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--reward", "model,"], "separated by commas"),
+        (["--reward", "model,-0.1*modle"], "model"),
+        (["--require", "model=3"], "NAME>=NUMBER"),
+        (["--reward", "0*model"], "not 0"),
+        (["--reward", "model,2*model"], "different names"),
+    ],
+)
+def test_sums_and_bounds_that_make_no_sense_are_refused_before_anything_is_paid(difftilt, tiny, flags, said):
+    outcome = difftilt(*tiny, *flags, "--run", "r")
+    assert outcome.code != 0
+    assert said in outcome.err
+    assert not Path("r").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import threading
 import zipfile
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 
 import difftilt.data as data
 from difftilt.data import registry
-from difftilt.data.sets import gb1, tfbind8, utr_mrl, yeast_promoter
+from difftilt.data.sets import enhancers, gb1, tfbind8, utr_mrl, yeast_promoter
 from difftilt.data.writers import csv_text
 from difftilt.errors import ConfigError, DataError
 
@@ -205,7 +206,37 @@ def test_tidy_keeps_whole_inserts_and_the_first_value_in_a_medium():
     assert set(rows[1:]) <= set(text.splitlines())
 
 
-@pytest.mark.parametrize("name", ["utr-mrl", "tfbind8/ARX_REF_R1", "yeast-promoter", "gb1", "splicing"])
+def _between(expression: float, score: float) -> float:
+    """An unrounded expression of which both rounded numbers are those given."""
+    near = [expression + shift * 1e-8 for shift in range(-50, 51)]
+    for value in (2**score - enhancers.FLOOR, *near):
+        if round(value, 6) == expression and round(math.log2(value + enhancers.FLOOR), 6) == score:
+            return value
+    raise AssertionError((expression, score))
+
+
+def _crx_origins(table: data.Table) -> list[str]:
+    """A table without sequences, a label that was not measured, and FASTA in another order."""
+    names = ("expression", "expression_std", "n_reps", "q_value", "library", "group", "label")
+    lines = ["label\texpression\texpression_std\texpression_reps\texpression_qvalue\tlibrary\tgroup_name\n"]
+    rows = zip(table.scores.tolist(), *(table.column(name).tolist() for name in names), strict=True)
+    for score, expression, std, reps, q, library, group, label in rows:
+        value = _between(expression, score)
+        lines.append(f"{label}\t{value!r}\t{std!r}\t{reps!r}\t{q!r}\t{library:g}\t{group or 'NaN'}\n")
+    lines.append("chr1-1-165_CPPE_WT\tNaN\tNaN\tNaN\tNaN\t1\tNaN\n")
+    labels = table.column("label").tolist()
+    records = [f">{label}\n{s}\n" for label, s in zip(labels, table.sequences, strict=True)]
+    return ["".join(lines), "".join(reversed(records)) + f">chr1-1-165_CPPE_WT\n{'A' * 164}\n"]
+
+
+def _k562_origin(table: data.Table) -> str:
+    rows = zip(table.sequences, table.column("group").tolist(), strict=True)
+    return "Sequence,Group,SeqID\n" + "".join(f"{s},{g.title()},{i}\n" for i, (s, g) in enumerate(rows))
+
+
+@pytest.mark.parametrize(
+    "name", ["utr-mrl", "tfbind8/ARX_REF_R1", "yeast-promoter", "gb1", "splicing", "crx-enhancer", "k562-enhancer"]
+)
 def test_an_outsider_gets_what_we_have(name, mirror, tmp_path):
     folder, base = mirror
     table, text = _shipped(name)
@@ -215,6 +246,8 @@ def test_an_outsider_gets_what_we_have(name, mirror, tmp_path):
         "yeast-promoter": lambda: _yeast_origin(table),
         "gb1": lambda: [_gb1_origin(table)],
         "splicing": lambda: _splicing_origins(table),
+        "crx-enhancer": lambda: _crx_origins(table),
+        "k562-enhancer": lambda: [_k562_origin(table)],
     }[name]()
     _publish(folder, name, texts)
     path = data.prepare(name, origin=base, root=tmp_path / "root")

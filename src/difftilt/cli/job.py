@@ -19,6 +19,7 @@ from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, dataset, find
 from difftilt.domains.task import Designs, Task
 from difftilt.errors import ConfigError, StateError, UnsupportedError
+from difftilt.rewards.combined import CombinedReward
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
 from difftilt.samplers.smc import SMC
@@ -55,8 +56,17 @@ class Job:
         }
 
 
+def _parts(reward: Reward) -> list[Reward]:
+    """What a reward is combined of, or itself."""
+    if not isinstance(reward, CombinedReward):
+        return [reward]
+    return [part.reward for part in (*reward.objectives, *reward.requirements)]
+
+
 def _describe(reward: Reward, name: str) -> str:
     """A reward in a few words."""
+    if isinstance(reward, CombinedReward):
+        return reward.name
     if not isinstance(reward, EnsembleReward):
         return "the measured table" if name == "table" else name.rpartition("/")[2]
     metrics = reward.card.get("metrics", {})
@@ -80,9 +90,9 @@ def load_job(plan: Plan) -> Job:
         policy = policy.with_steps(settings.steps_per_sample)
     policy = hold(policy, settings.fix)
     table = None if settings.data is None else _own_table(entry, settings, policy)
-    reward = build.load_reward(entry, settings.reward, settings.models, table)
+    reward = build.load_reward(entry, settings.reward, settings.models, table, settings.require)
     judge = build.load_judge(entry, settings.models)
-    for model in (reward, judge):
+    for model in (*_parts(reward), judge):
         if isinstance(model, EnsembleReward):
             check_fit(model, policy)
             model.to(device)

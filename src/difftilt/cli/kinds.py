@@ -127,7 +127,7 @@ def refuse_changes(stored: Plan, asked: Plan) -> None:
     for table, old in before.items():
         new = after[table]
         for name in old:
-            same = set(old[name]) == set(new[name]) if name == "fix" else old[name] == new[name]
+            same = set(old[name]) == set(new[name]) if name in ("fix", "require") else old[name] == new[name]
             if not same:
                 flag = name if name == "task" else "--" + name.replace("_", "-")
                 raise ConfigError(

@@ -41,9 +41,22 @@ def list_command(argv: Sequence[str]) -> None:
         [
             ("model", "a task's learned reward; its judge, trained on other designs, only evaluates"),
             ("table", "a task's measurements; what was not measured is infeasible"),
+            *((name, f"{named.summary} ({', '.join(own)})") for name, (named, own) in _named().items()),
             ("FILE.py:FUNCTION", "your own: a list of designs to as many numbers, None or NaN where infeasible"),
+            ("NAME,-0.1*NAME", 'a weighted sum of any of these; bounds on any by --require "NAME>=NUMBER"'),
         ],
     )
+
+
+def _named() -> dict[str, tuple[Any, list[str]]]:
+    """Rewards of tasks by name, each with the tasks that have it."""
+    from difftilt import build
+
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for entry in build.TASKS.values():
+        for name, named in entry.rewards.items():
+            found.setdefault(name, (named, []))[1].append(entry.name)
+    return found
 
 
 def _first_line(kind: Any) -> str:

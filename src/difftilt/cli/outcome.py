@@ -38,6 +38,8 @@ def summary_lines(facts: Mapping[str, Any]) -> list[str]:
     """Everything but the table: alpha, KL, gap or log Z, uniqueness, cost."""
     after, cost, doing = facts["after"], facts["cost"], "steering" if "sampler" in facts else "training"
     lines = _steered(facts) if "sampler" in facts else _tuned(facts)
+    if "objectives" in facts:
+        lines += _objectives(facts["objectives"])
     feasible = [facts[side]["feasible_fraction"] for side in ("before", "after")]
     if min(feasible) < 1:
         lines.append(f"feasible    {feasible[0]:.1%} before, {feasible[1]:.1%} after")
@@ -45,6 +47,21 @@ def summary_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"unique      {after['unique_fraction']:.1%} of {facts['designs']:,} designs{_weighed(after)}")
     lines.append(f"calls       {cost['oracle_calls']:,} in {doing}, {cost['evaluation_calls']:,} more to evaluate")
     lines.append(f"time        {duration(cost['seconds'])} {doing}, {duration(cost['evaluation_seconds'])} evaluation")
+    return lines
+
+
+def _objectives(several: Mapping[str, Any]) -> list[str]:
+    """The mean of each number before and after, and dominated volumes."""
+    names = list(several["after"]["means"])
+    width = max(10, *map(len, names))
+    lines = [
+        f"{name.ljust(width)}  {number(several['before']['means'][name]['mean'])} before, "
+        f"{number(several['after']['means'][name]['mean'])} after"
+        for name in names
+    ]
+    volumes = [several[side].get("hypervolume") for side in ("before", "after")]
+    if None not in volumes:
+        lines.append(f"front       dominates a volume of {number(volumes[0])} before, {number(volumes[1])} after")
     return lines
 
 

@@ -11,6 +11,7 @@ import torch
 
 from difftilt.cli.folders import finished
 from difftilt.cli.job import Job
+from difftilt.cli.objectives import objective_facts
 from difftilt.cli.progress import Progress, say
 from difftilt.core.policy import Policy
 from difftilt.data import write_designs
@@ -18,6 +19,7 @@ from difftilt.domains.task import Scene
 from difftilt.errors import StateError
 from difftilt.metrics.log_z import LogZ, independent_log_z, log_path_weight
 from difftilt.report import write_report
+from difftilt.rewards.combined import CombinedReward
 from difftilt.rewards.oracle import Oracle
 from difftilt.rng import Streams
 from difftilt.tracking.run import RunFolder
@@ -154,6 +156,8 @@ def write_facts(
     facts = dict(evaluation.facts)
     facts.pop("evaluation_calls", None)  # those asked for; the cost below counts those that were bought
     frequencies = {side: facts[side].pop("position_frequencies", None) for side in ("before", "after")}
+    if isinstance(job.reward, CombinedReward):
+        facts["objectives"] = objective_facts(job.reward, evaluation)
     if any(frequencies.values()):
         head = head | {"position_frequencies": {**frequencies, "alphabet": job.entry.facts(job.policy).get("alphabet")}}
     calls = {"oracle_calls": oracle.calls, "evaluation_calls": oracle.evaluation_calls}
@@ -184,6 +188,10 @@ def write_samples(job: Job, run: RunFolder, designs: DesignSet, log_weight: Floa
         "log_weight": log_weight.cpu(),
         "pretrained_log_likelihood": designs.pretrained_log_likelihood.cpu(),
     }
+    if isinstance(job.reward, CombinedReward):
+        taken = ("id", job.entry.column, *columns)
+        found = job.reward.each(designs.designs)
+        columns |= {f"{name}_value" if name in taken else name: values for name, values in found.items()}
     write_designs(run.samples, columns)
 
 

@@ -28,6 +28,7 @@ from difftilt.data.writers import csv_text
 from difftilt.domains.task import Task
 from difftilt.errors import ConfigError, StateError, nearest
 from difftilt.rewards.ensemble import EnsembleReward
+from difftilt.rewards.spec import bound, terms
 from difftilt.rng import Streams
 from difftilt.tracking.checkpoint import load_checkpoint
 from difftilt.tracking.run import RunFolder
@@ -152,7 +153,7 @@ def _from_folder(path: Path, process: str | None) -> Source:
                 f"expected the run's own process, {settings.process}; got --process {process}; leave it out"
             )
         entry = build.task(settings.task)
-        reward = _free_reward(entry, str(settings.reward), settings.models, settings.data)
+        reward = _free_reward(entry, str(settings.reward), settings.models, settings.data, settings.require)
         if reward is None:
             reward = _bought(run)
         return _source(_tuned(run, settings), reward, build.load_judge(entry, settings.models))
@@ -188,16 +189,17 @@ def _tuned(run: RunFolder, settings: Settings) -> Policy:
     return hold(policy, settings.fix).eval()
 
 
-def _free_reward(entry: Task, name: str, models: Path | None, data: Path | None) -> Reward | None:
-    """A model, or a table where its file is at hand: these cost nothing."""
-    if name in entry.rewards:
-        return build.load_reward(entry, name)
-    if name == "model":
-        return None if build.model_folder(entry, "reward", models) is None else build.load_reward(entry, name, models)
-    if name != "table" or (data is None and find(entry.data_set) is None):
+def _free_reward(
+    entry: Task, spec: str, models: Path | None, data: Path | None, require: Sequence[str] = ()
+) -> Reward | None:
+    """A reward that costs nothing: of models, of a table whose file is at hand, or named by the task; else ``None``."""
+    names = {term.name for term in terms(spec)} | {bound(text).name for text in require}
+    at_hand = data is not None or find(entry.data_set) is not None
+    there = {"model": build.model_folder(entry, "reward", models) is not None, "table": at_hand}
+    if not all(name in entry.rewards or there.get(name) for name in names):
         return None
-    table = entry.read(data)
-    return build.load_reward(entry, name, models, table if isinstance(table, Table) else None)
+    table = entry.read(data) if "table" in names else None
+    return build.load_reward(entry, spec, models, table if isinstance(table, Table) else None, require)
 
 
 def _bought(run: RunFolder) -> Reward:

@@ -16,6 +16,7 @@ import tyro
 from difftilt.cli import flags
 from difftilt.config import from_mapping, read_toml
 from difftilt.errors import ConfigError, nearest
+from difftilt.rewards.spec import terms, written
 from difftilt.tracking.run import RunFolder
 
 FACTS = ("task", "provenance")
@@ -28,8 +29,11 @@ class JobSettings:
 
     task: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]] = ""
     """What to tilt: a task of `difftilt list`."""
-    reward: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:FUNCTION|model|table")] = None
-    """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), or the task's own."""
+    reward: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:FUNCTION|NAME|SUM")] = None
+    """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), a reward of the task (see
+    `difftilt list`), or a weighted sum of such: qed,-0.1*sa. The task's own when not set."""
+    require: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME>=NUMBER")]] = ()
+    """Bounds that designs must meet, e.g. "sa<=3"; what misses one is infeasible."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
     """Hold letters fixed, e.g. 10:ATG; the first position is 1."""
     process: str | None = None
@@ -140,8 +144,8 @@ def read_plan(kind: Kind, argv: Sequence[str], yield_to: Callable[[Plan, set[str
     base = _from_tables(kind, {} if source is None else read_toml(source), name, str(source))
     given = flags.given(argv)
     if resume is None:
-        if "fix" in given:
-            base = dataclasses.replace(base, settings=dataclasses.replace(base.settings, fix=()))
+        for name in given & {"fix", "require"}:
+            base = dataclasses.replace(base, settings=dataclasses.replace(base.settings, **{name: ()}))
         base = yield_to(base, given)
     return base, _parse(argv, base)
 
@@ -150,10 +154,16 @@ def _anchored(settings: JobSettings) -> JobSettings:
     """The same with paths from the root."""
     reward = settings.reward
     if reward is not None and ":" in reward:
-        path, _, function = reward.rpartition(":")
-        reward = f"{Path(path).resolve()}:{function}"
+        reward = written([term._replace(name=_rooted(term.name)) for term in terms(reward)])
+    require = tuple(_rooted(text) if ":" in text else text for text in settings.require)
     data, models = (None if path is None else path.resolve() for path in (settings.data, settings.models))
-    return dataclasses.replace(settings, reward=reward, data=data, models=models)
+    return dataclasses.replace(settings, reward=reward, require=require, data=data, models=models)
+
+
+def _rooted(name: str) -> str:
+    """``FILE.py:FUNCTION``, or a bound of it, with the path from the root."""
+    path, colon, function = name.rpartition(":")
+    return f"{Path(path).resolve()}:{function}" if colon else name
 
 
 def _from_tables(kind: Kind, stored: Mapping[str, Any], name: str | None, where: str) -> Plan:

@@ -129,23 +129,29 @@ def _faults(record: DataSet, table: Table) -> Iterator[str]:
     if len(table) not in record.rows:
         yield f"expected {' or '.join(map(str, record.rows))} rows; got {len(table)}"
     letters, lengths = set("".join(table.sequences)), {len(sequence) for sequence in table.sequences}
-    if not letters <= set(record.alphabet) or lengths != {record.length}:
+    if not letters <= set(record.alphabet) or (record.length and lengths != {record.length}):
         got = f"{sorted(lengths)[:5]} of {''.join(sorted(letters))}"
-        yield f"expected {record.length} letters of {record.alphabet}; got {got}"
+        yield f"expected {record.length or 'any number of'} letters of {record.alphabet}; got {got}"
+    if record.scored is not None:
+        yield from _score_faults(record, table, table.column(record.scored))
+    wrong = record.rule(table)
+    if wrong is not None:
+        yield f"expected consistent rows; got {wrong}"
+
+
+def _score_faults(record: DataSet, table: Table, scores: np.ndarray) -> Iterator[str]:
+    """What is wrong with the scores."""
     low, high = record.score_range
-    scored = table.scores[~np.isnan(table.scores)]
+    scored = scores[~np.isnan(scores)]
     if not ((scored >= low) & (scored <= high)).all() or len(table) - len(scored) != record.without_score:
         yield f"expected scores from {low} to {high}; got others, or missing ones"
     mean, tolerance = record.mean_score
     if abs(scored.mean() - mean) > tolerance:
         yield f"expected a mean score within {tolerance} of {mean}; got {scored.mean()}"
-    known = {(s, round(float(v), 5)) for s, v in zip(table.sequences, table.scores, strict=True)}
+    known = {(s, round(float(v), 5)) for s, v in zip(table.sequences, scores, strict=True)}
     for design, score in record.landmarks.items():
         if (design, round(score, 5)) not in known:
             yield f"expected score {score} for {design}; got another, or none"
-    wrong = record.rule(table)
-    if wrong is not None:
-        yield f"expected consistent rows; got {wrong}"
 
 
 def _download(source: Origin, base: str, path: Path) -> str:

@@ -54,12 +54,14 @@ class DataSet:
             content but not the same compressed bytes, so a different checksum leads to :func:`difftilt.data.check`.
         rows: the row counts that are right.
         columns: names in file order, the design first; ``score`` is what one would maximise.
-        length: letters per design.
+        length: letters per design; 0 where they differ.
         alphabet: the letters of a design.
-        score_range: lowest and highest possible ``score``.
-        mean_score: mean of ``score``, and the tolerance that the accepted row counts leave it.
+        score_range: lowest and highest possible score.
+        mean_score: mean of the score, and the tolerance that the accepted row counts leave it.
         without_score: rows that have none.
-        landmarks: some designs and their ``score``, which must be there.
+        landmarks: some designs and their score, which must be there.
+        scored: the column that is meant by *score* here; a set may have properties, none of which is *the* score.
+            ``None`` where nothing was measured.
         origins: public files the tidy file is made from.
         tidy: pure; texts of ``origins`` in their order -> columns.
         rule: what else must hold; returns what is wrong, or ``None``.
@@ -84,6 +86,7 @@ class DataSet:
     citation: str
     landmarks: Mapping[str, float] = field(default_factory=dict)
     without_score: int = 0
+    scored: str | None = "score"
 
 
 def pick(header: Sequence[str], *names: str) -> str:

@@ -56,6 +56,39 @@ YEAST = SequenceTask(
 )
 
 
+def _as_found(table: Table) -> np.ndarray:
+    """Genomic sequences as they are: no mutants of CRX sites or of shape."""
+    return table.column("construct") == "WT" if "construct" in table.columns else np.ones(len(table), dtype=bool)
+
+
+CRX = SequenceTask(
+    name="crx-enhancer",
+    domain="dna",
+    summary="CRX-bound elements of 164 bp toward activity in mouse retinas (Friedman et al. 2021)",
+    data_set="crx-enhancer",
+    alphabet="ACGT",
+    aliases={"U": "T"},
+    score_name="log2 activity relative to the basal promoter",
+    naturalness=(
+        "p_pre is trained on 4,800 genomic sequences bound by CRX in mouse, mutants left out: likelihood under it says "
+        "how much a design looks like such an element, in composition, CRX sites and their place at the centre."
+    ),
+    prior_rows=_as_found,
+    priors={
+        MASKED: Prior(
+            denoiser={"type": "conv", "width": 64, "kernel": 9, "dilations": [1, 2, 4, 8], "dropout": 0.3},
+            training=PretrainConfig(updates=2400, batch=128, learning_rate=1e-3, weight_decay=0.3, validate_every=200),
+            steps=32,
+        )
+    },
+    reward={"type": "conv", "width": 48, "kernel": 9, "dilations": [1, 1, 2, 4], "hidden": 48, "dropout": 0.3},
+    reward_training=RegressConfig(epochs=20, members=4),
+    judge={"type": "recurrent", "width": 40, "kernel": 9},
+    judge_training=RegressConfig(epochs=20, members=3, seed=1),
+    shipped=False,
+)
+
+
 def _binding(data_set: str) -> SequenceTask:
     """The binding landscape of one transcription factor; ``tfbind8`` alone is SIX6."""
     factor = data_set.partition("/")[2]
@@ -88,4 +121,4 @@ def _binding(data_set: str) -> SequenceTask:
     )
 
 
-TASKS = (YEAST, *(_binding(name) for name in names() if name.startswith("tfbind8/")))
+TASKS = (YEAST, CRX, *(_binding(name) for name in names() if name.startswith("tfbind8/")))

@@ -148,14 +148,14 @@ class Spot(NamedTuple):
     kind: str
 
 
-def scatter(spots: Sequence[Spot], *, x_label: str, y_label: str) -> Markup | None:
-    """Points with intervals both ways, each with its name beside it."""
+def scatter(spots: Sequence[Spot], *, x_label: str, y_label: str, include: Sequence[float] = (0.0,)) -> Markup | None:
+    """Points with intervals both ways, each with its name beside it; ``include`` are values that ``x`` must reach."""
     if not spots:
         return None
     width, height, left, top = 440, 320, 44, 28
     bottom = height - 38
     canvas = Canvas(width, height, f"{y_label} against {x_label}")
-    x = spanning([e for s in spots for e in s.x if e is not None], left, width - 16, include=[0.0])
+    x = spanning([e for s in spots for e in s.x if e is not None], left, width - 16, include=include)
     y = spanning([e for s in spots for e in s.y if e is not None], bottom, top)
     canvas.text(2, 12, y_label, "label strong")
     canvas.left_axis(y, left, width - 16, wanted=5)

@@ -14,6 +14,7 @@ from . import charts, sentences
 from .charts import Spot
 from .facts import RunFacts, read_run
 from .figures import Figure
+from .objectives import between_runs
 from .page import render
 from .rounding import Estimate, finite
 
@@ -41,13 +42,16 @@ def compare(runs: Sequence[RunFolder]) -> str:
         raise ConfigError("expected at least one run folder to compare; got none; name the folders of some runs")
     facts = [read_run(run) for run in runs]
     tasks = list(dict.fromkeys(run.task for run in facts))
-    figures = [(task, figure) for task in tasks if (figure := _figure([run for run in facts if run.task == task]))]
+    of_task = {task: [run for run in facts if run.task == task] for task in tasks}
+    figures = [(task, figure) for task, runs_of in of_task.items() if (figure := _figure(runs_of))]
+    several = [(task, figure) for task, runs_of in of_task.items() if (figure := between_runs(runs_of))]
     return render(
         "comparison.html.j2",
         title=f"{len(facts)} runs compared",
         tasks=tasks,
         rewards=list(dict.fromkeys(run.reward_name for run in facts)),
         figures=figures,
+        several=several,
         rows=[(_row(run), run) for run in facts],
         places=min(map(sentences.score_places, facts)),
         spent=sentences.spent,

@@ -125,8 +125,7 @@ class RunFacts:
     @property
     def same_scale(self) -> bool:
         """Whether reward and judge measure the same quantity: not so where one is the user's own function."""
-        settings = self.table("settings")
-        return ":" not in str(settings.get("reward", "")) and ":" not in str(settings.get("judge", ""))
+        return not set(":,*") & set(str(self.table("settings").get("reward", "")))
 
     @property
     def reward_axis(self) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from difftilt.data.files import replacing
 from difftilt.tracking.run import RunFolder
 
-from . import citations, figures, rounding, sentences, tables
+from . import citations, figures, objectives, rounding, sentences, tables
 from .facts import RunFacts, read_run
 from .rounding import Estimate, duration, fixed, given, share, significant
 
@@ -106,6 +106,8 @@ def context(facts: RunFacts) -> dict[str, Any]:
         "naturalness": tables.naturalness(facts),
         "logos": figures.logos(facts),
         "drawings": facts.drawings,
+        "objectives": objectives.objective_rows(facts),
+        "pareto": objectives.pareto(facts),
         "best": best,
         "distinct": distinct,
         "download": _download(facts),

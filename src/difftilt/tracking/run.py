@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "oracle.jsonl"
 
     @property
+    def objectives(self) -> Path:
+        """One JSON object per number that a combined reward was made of."""
+        return self.path / "objectives.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per kept step."""
         return self.path / "checkpoints"

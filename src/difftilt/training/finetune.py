@@ -24,6 +24,7 @@ from difftilt.core.ranks import is_first, of_first, refuse_unlike, together
 from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, StateError
+from difftilt.rewards.combined import CombinedReward
 from difftilt.rewards.function import as_reward
 from difftilt.rewards.oracle import Answer, Oracle, as_oracle
 from difftilt.rng import Streams
@@ -236,10 +237,14 @@ def _check_finite(record: dict[str, Any], trained: Mapping[str, Tensor]) -> None
 def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:
     """The counted reward; with a folder, its history is read from and its answers are written to ``oracle.jsonl``.
 
+    The numbers that a combined reward is made of are kept likewise, in ``objectives.jsonl``.
+
     A reward that is an oracle already is returned as it is.
     """
     if folder is None or isinstance(reward, Oracle):
         return as_oracle(reward)
+    if isinstance(reward, CombinedReward):
+        reward.keep(folder.read(folder.objectives), lambda rows: folder.append(folder.objectives, rows))
     rows = folder.read(folder.oracle)
     history = [
         Answer(row["design"], math.nan if row["value"] is None else row["value"], row["reason"], row["purpose"])

@@ -47,7 +47,7 @@ TRAINED: dict[str, Any] = {
     ),
 }  # fmt: skip
 STEERED = {"best_of_n": dt.BestOfN(candidates=16), "value_weighted": dt.ValueWeighted(alpha=0.02, candidates=8)}
-"""Value-weighted sampling takes a wider alpha than what is tuned: its values are of one jump, and it has 25 steps."""
+"""Value-weighted sampling takes a wider alpha than what is tuned: its values are of one jump, and it has 16 steps."""
 DIFFERENTIABLE = ("brightness", "redness")
 METHODS = (*TRAINED, *STEERED, *(f"reward_backprop-{name}" for name in DIFFERENTIABLE))
 

@@ -80,7 +80,7 @@ def test_every_example_runs_in_order(
     exec(compile(code, "images.md", "exec"), names)
     said = capsys.readouterr().out
     assert said.startswith("643 ")
-    assert "30 (32, 32) ('broken.png" in said
+    assert '30 (32, 32) ("broken.png: ' in said
     assert names["bound"].shape == (8,)
     for result in ("smaller", "prettier", "result"):
         assert isinstance(names[result].policy, dt.Policy)

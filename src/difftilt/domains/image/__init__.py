@@ -107,7 +107,7 @@ def _prior(channels: tuple[int, ...], updates: int) -> dict[str, Prior]:
     training = PretrainConfig(
         updates=updates, batch=32, learning_rate=2e-3, ema=0.998, validate_every=updates // 8
     )  # as many as half an hour of half a core allows
-    return {GAUSSIAN: Prior(denoiser=_unet(channels), training=training, steps=25)}
+    return {GAUSSIAN: Prior(denoiser=_unet(channels), training=training, steps=16)}
 
 
 LIKELIHOOD = (

@@ -13,6 +13,7 @@ import torch
 from difftilt.core.codec import ImageCodec
 from difftilt.core.policy import Policy
 from difftilt.core.registry import construct
+from difftilt.core.schedule import uniform_grid
 from difftilt.core.trajectory import sample_states
 from difftilt.data import ImageSet, group_split, load_images, random_split, read_images
 from difftilt.domains.image.classifying import ClassifierConfig, train_classifier
@@ -46,6 +47,10 @@ class ImageTask(Task):
 
     processes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of each process, by its name."""
+    spacing: float = 2.0
+    """Times of the chain are :math:`(k / K)^{spacing}`: steps shorten toward the data, so that noise falls by about the
+    same factor from step to step, and a change of the network costs about as many nats at each. Equally spaced (1), the
+    last step would cost hundreds of times as many."""
     fractions: tuple[float, float, float] = (0.85, 0.05, 0.1)
     """Shares of training, validation and test, of images that come without a split."""
     groups: Callable[[ImageSet], list[str]] = _alone
@@ -141,8 +146,9 @@ class ImageTask(Task):
             denoiser = construct("denoiser", {**spec, "model": model})
         made = construct("process", {"type": process, **self.processes.get(process, {})})
         event = (channels, height, width)
+        grid = uniform_grid(prior.steps) ** self.spacing
         card = {"bytes": _bytes(data.codec.decode(data.states[data.prior_train][:SAMPLES]))}
-        return Policy(denoiser, made, ImageCodec(), event, steps=prior.steps, card=card)
+        return Policy(denoiser, made, ImageCodec(), event, grid=grid, card=card)
 
     def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
         """The likelihood bound of held-out images, and samples beside held-out images."""

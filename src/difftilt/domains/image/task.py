@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from difftilt.types import Tensor
 
 GAUSSIAN = "gaussian"
 CLASSIFIER = "classifier"
-SAMPLES = 512
+SAMPLES = 256
 """Designs of a finished p_pre that are compared with held-out ones."""
 SHOWN = 24
 """Images of a picture."""
@@ -160,7 +161,7 @@ class ImageTask(Task):
         return {
             "test_bound_nats_per_dimension": round(bounds.mean().item(), 4),
             "test_bound_error": round(error, 4),
-            "test_bound_bits_per_dimension": round(bounds.mean().item() / np.log(2), 4),
+            "test_bound_bits_per_dimension": round(bounds.mean().item() / math.log(2), 4),
             "steps": policy.steps,
             "sampled_designs": SAMPLES,
             **quality(drawn, test, train),

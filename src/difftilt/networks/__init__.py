@@ -6,6 +6,7 @@ from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
+from difftilt.networks.image_classifier import ConvClassifier
 from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.near import NearDenoiser
@@ -16,7 +17,7 @@ from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, Vari
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
+    "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
     "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
     "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser",
     "VariantRegressor", "WindowRegressor", "Windowed",

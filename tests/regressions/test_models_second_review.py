@@ -17,7 +17,7 @@ from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, ShapeError, StateError, UnsupportedError
 from difftilt.networks.diffusers_scheduler import from_diffusers
 from difftilt.networks.lora import Adapted
-from difftilt.processes import Flow
+from difftilt.processes import Flow, Uniform
 
 
 def test_a_small_network_spent_a_hundredth_of_its_pass_on_the_search_for_its_dtype(monkeypatch):
@@ -206,3 +206,21 @@ def test_windowed_keeps_the_floor_of_its_flow():
     assert made.process.sigma_min == 0.25
     step = made.step(torch.zeros(3, 2), torch.tensor(0.25, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
     assert step.std.tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("s", [0.0, 0.25])
+def test_letters_that_a_uniform_chain_never_shows_had_no_gradient_at_the_last_step(s, rng):
+    own, other = (torch.randn(2, 3, 4, dtype=torch.float64, generator=rng) for _ in range(2))
+    own[..., 2] = -torch.inf
+    own.requires_grad_(True)
+    times = torch.tensor(0.5, dtype=torch.float64), torch.tensor(s, dtype=torch.float64)
+    mine, theirs = (Uniform(4).transition(logits, torch.tensor([[0, 1, 3]] * 2), *times) for logits in (own, other))
+    possible = mine.log_law > -torch.inf
+    terms = mine.log_law.exp() * (mine.log_law - theirs.log_law)
+    assert mine.kl(theirs).tolist() == pytest.approx(
+        [row[at].sum().item() for row, at in zip(terms, possible, strict=True)]
+    )
+    assert (s > 0) == bool(possible.all())
+    (mine.kl(theirs) + mine.log_prob(mine.sample(rng))).sum().backward()
+    assert own.grad.isfinite().all()
+    assert (own.grad[..., 2] == 0).all()

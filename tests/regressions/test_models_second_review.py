@@ -17,7 +17,7 @@ from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, ShapeError, StateError, UnsupportedError
 from difftilt.networks.diffusers_scheduler import from_diffusers
 from difftilt.networks.lora import Adapted
-from difftilt.processes import Flow, Uniform
+from difftilt.processes import Flow, Simplex, Uniform
 
 
 def test_a_small_network_spent_a_hundredth_of_its_pass_on_the_search_for_its_dtype(monkeypatch):
@@ -224,3 +224,13 @@ def test_letters_that_a_uniform_chain_never_shows_had_no_gradient_at_the_last_st
     (mine.kl(theirs) + mine.log_prob(mine.sample(rng))).sum().backward()
     assert own.grad.isfinite().all()
     assert (own.grad[..., 2] == 0).all()
+
+
+def test_a_simplex_step_from_the_earliest_times_is_finite(rng):
+    process, u = Simplex(3), torch.rand(2, 4, 2, generator=rng)
+    logits = torch.zeros(2, 4, 3)
+    for t in (1e-3, 5e-4, 1e-5):
+        time = torch.tensor(t, dtype=torch.float64)
+        law = process.transition(logits, u, time, torch.zeros_like(time))
+        assert law.mean.isfinite().all()
+        assert process.corrupt(torch.zeros(2, 4, dtype=torch.long), time.expand(2), rng).isfinite().all()

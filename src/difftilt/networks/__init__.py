@@ -2,8 +2,11 @@
 
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
+from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
+from difftilt.networks.image_classifier import ConvClassifier
 from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.near import NearDenoiser
@@ -14,7 +17,8 @@ from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, Vari
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided", "MaskedLM",
-    "NearDenoiser", "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser",
-    "TransformerDenoiser", "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
+    "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
+    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
+    "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser",
+    "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

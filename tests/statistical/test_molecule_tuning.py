@@ -49,7 +49,7 @@ def _noise(designs: Sequence[str]) -> list[float]:
 
 
 def _rise(pretrained: Policy, reward: object) -> float:
-    """z of the rise in mean QED after tuning toward ``reward``."""
+    """The z of the rise in mean QED after tuning toward ``reward``."""
     settings = dt.PPO(alpha=0.02, learning_rate=5e-3, batch=64)
     tuned = dt.finetune(pretrained, reward, settings, loop=dt.LoopConfig(steps=15, seed=0)).policy
     qed, values = PropertyReward("qed"), []

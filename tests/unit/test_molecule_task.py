@@ -131,7 +131,7 @@ def test_a_small_model_goes_through_saving_measuring_and_describing(trained, tmp
 
 
 def test_pictures_show_structures_and_properties_before_and_after(trained):
-    task, data, policy, path = trained
+    task, _, policy, path = trained
     rng = torch.Generator().manual_seed(0)
     reward = task.rewards["qed"].make()
     sets = [draw(policy, policy, reward, None, 40, rng) for _ in range(2)]

@@ -2,8 +2,8 @@
 
 Run: ``python benchmarks/molecules.py run --jobs 2``, then ``python benchmarks/molecules.py table``; one part at a time:
 ``python benchmarks/molecules.py one ppo 0``. Finished parts are kept in ``--out`` and not run again. Each part is one
-process with one thread. ``python benchmarks/molecules.py speed`` times 10,000 molecules of QED and synthetic accessibility
-on two worker processes.
+process with one thread. ``python benchmarks/molecules.py speed`` times 10,000 molecules of QED and synthetic
+accessibility on two worker processes.
 
 A part is a method toward a reward with a seed. Every row says the mean reward, QED and synthetic accessibility score of
 ``--designs`` molecules, their validity, uniqueness, novelty and internal diversity, that of the pretrained model's, the

@@ -41,9 +41,9 @@ ZINC = MoleculeTask(
     data_set="zinc250k",
     score_name=PROPERTIES["qed"].unit,
     naturalness=(
-        "p_pre is trained on 192,000 purchasable drug-like molecules, so likelihood under it says how usual a molecule's "
-        "words are among them, in one of its spellings. It is no evidence that a molecule can be made, is stable or does "
-        "anything. QED, logP and synthetic accessibility are computed, not measured."
+        "p_pre is trained on 192,000 purchasable drug-like molecules, so likelihood under it says how usual a "
+        "molecule's words are among them, in one of its spellings. It is no evidence that a molecule can be made, is "
+        "stable or does anything. QED, logP and synthetic accessibility are computed, not measured."
     ),
     rewards=REWARDS,
     default_reward="qed",

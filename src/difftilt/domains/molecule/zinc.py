@@ -50,10 +50,10 @@ ZINC = MoleculeTask(
     priors={
         MASKED: Prior(
             denoiser={
-                "type": "conv_transformer", "width": 96, "kernel": 5, "dilations": [1, 2, 4, 8], "depth": 2, "heads": 4
+                "type": "conv_transformer", "width": 128, "kernel": 5, "dilations": [1, 2, 4], "depth": 3, "heads": 4
             },
             training=PretrainConfig(
-                updates=2000, batch=128, learning_rate=2e-3, weight_decay=0.01, ema=0.998, validate_every=250
+                updates=7000, batch=128, learning_rate=1.5e-3, weight_decay=0.01, ema=0.999, validate_every=500
             ),
             steps=24,
         )

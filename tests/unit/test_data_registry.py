@@ -75,7 +75,7 @@ def test_an_unknown_name_proposes_the_nearest():
 
 
 def test_every_record_names_an_origin_a_licence_and_a_citation():
-    assert len(data.names()) == 20
+    assert len(data.names()) == 21
     for name in data.names():
         record = data.dataset(name)
         assert record.name == name

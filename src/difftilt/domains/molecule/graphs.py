@@ -208,6 +208,7 @@ QM9 = GraphTask(
     naturalness="p_pre is trained on QM9, an enumeration of small stable molecules: to be like them is not drug-like.",
     atoms=("C", "N", "O", "F"),
     nodes=9,
+    sampled=4096,
     rewards=REWARDS,
     default_reward="qed",
     priors={

@@ -82,6 +82,7 @@ def explained(outcome: Outcome) -> str:
         (["pretrain", "utr-mrl", "--data", "nowhere.csv"], "nowhere.csv"),
         (["pretrain", "utr-mrl", "--output", "scorer.py/models", "--data", "own.csv"], "choose --output"),
         (["list", "--all"], "expected a known flag of `difftilt list`; got '--all'"),
+        (["demo", "rnas"], "expected a known domain of `difftilt demo`; got 'rnas'; did you mean 'rna'"),
         (["demo", "--steps", "3"], "expected a known flag of `difftilt demo`; got '--steps'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from difftilt.cli.demo import DEMO
+from difftilt.cli.demo import DEMOS
 
 from .conftest import facts, records
 
@@ -122,9 +122,7 @@ def test_own_data_can_be_the_reward(difftilt, tiny, work):
 
 
 def test_demo_is_a_finetune_run(difftilt, models, monkeypatch):
-    monkeypatch.setattr(
-        "difftilt.cli.demo.DEMO", {**DEMO, "steps": 2, "batch": 8, "designs": 16, "log_z_samples": 16}, raising=True
-    )
+    monkeypatch.setitem(DEMOS, "rna", {**DEMOS["rna"], "steps": 2, "batch": 8, "designs": 16, "log_z_samples": 16})
     outcome = difftilt("demo", "--models", models)
     assert outcome.code == 0, outcome.err
     assert "runs/demo-1/report.html" in outcome.out

@@ -1,7 +1,7 @@
 """Reading molecules: SMILES in, an RDKit molecule or the reason why there is none out.
 
-Every part that looks at molecules (codecs, rewards, metrics, data) reads them here, so that all of them mean the same by
-*invalid*. The reasons, by their first word:
+Every part that looks at molecules (codecs, rewards, metrics, data) reads them here, so that all of them mean the same
+by *invalid*. The reasons, by their first word:
 
 - ``unparsable``: not SMILES;
 - ``valence``: an atom has more bonds than it can have;

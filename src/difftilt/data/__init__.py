@@ -2,22 +2,28 @@
 
 - Named sets: :func:`names`, :func:`dataset`, :func:`load`, :func:`locate`, :func:`find`, :func:`prepare`,
   :func:`check`.
+- Images: :func:`image_names`, :func:`load_images`, :func:`read_images`, :func:`save_images`; :func:`record_of` has the
+  record of a set of either kind.
 - One's own CSV, FASTA, Parquet: :func:`read_designs`, :func:`validate`, :func:`merge_repeats`, :func:`write_designs`.
-- Splits: :func:`cluster_split`, :func:`random_split`, :func:`hamming_clusters`.
+- Splits: :func:`cluster_split`, :func:`group_split`, :func:`random_split`, :func:`hamming_clusters`.
 """
 
+from .image_record import ImageRecord
+from .images import ImageSet, read_images, save_images
 from .letters import validate
-from .places import cache_root, data_roots, find, load, locate
+from .places import cache_root, data_roots, find, load, load_images, locate
 from .preparing import check, prepare
 from .readers import read_designs
 from .record import DataSet, Origin
-from .registry import dataset, names
-from .split import cluster_split, hamming_clusters, random_split
+from .registry import dataset, image_names, names, record_of
+from .split import cluster_split, group_split, hamming_clusters, random_split
 from .table import Table, merge_repeats
 from .writers import write_designs
 
 __all__ = [
     "DataSet",
+    "ImageRecord",
+    "ImageSet",
     "Origin",
     "Table",
     "cache_root",
@@ -26,14 +32,20 @@ __all__ = [
     "data_roots",
     "dataset",
     "find",
+    "group_split",
     "hamming_clusters",
+    "image_names",
     "load",
+    "load_images",
     "locate",
     "merge_repeats",
     "names",
     "prepare",
     "random_split",
     "read_designs",
+    "read_images",
+    "record_of",
+    "save_images",
     "validate",
     "write_designs",
 ]

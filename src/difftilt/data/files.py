@@ -17,8 +17,9 @@ from difftilt.errors import ConfigError, DataError
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark; ``.gz``, ``.zip`` and ``.gz`` of a tar (of one file) are
-    unpacked.
+    """The text of a UTF-8 file, with or without a byte order mark; ``.gz`` and ``.zip`` are unpacked.
+
+    An archive, ``.zip`` or a tar in a ``.gz``, holds one file.
 
     Raises:
         DataError: it is missing, a folder, unreadable, empty, cut short, or not UTF-8 (the line is named).

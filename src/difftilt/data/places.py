@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from difftilt.errors import DataError
+from difftilt.errors import DataError, nearest
 
+from .image_record import check_images
+from .images import ImageSet, read_images
 from .readers import read_designs
-from .registry import dataset
+from .registry import IMAGES, dataset, image_names, record_of
 from .table import Table
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]  # src/ in a checkout, site-packages in an installed wheel
@@ -37,7 +39,7 @@ def find(name: str) -> Path | None:
     Raises:
         ConfigError: an unknown name.
     """
-    record = dataset(name)
+    record = record_of(name)
     return next((root / record.file for root in data_roots() if (root / record.file).is_file()), None)
 
 
@@ -52,7 +54,7 @@ def locate(name: str) -> Path:
     if path is None:
         places = ", ".join(map(str, data_roots()))
         raise DataError(
-            f"expected the data file {dataset(name).file}; got none in {places}; run: difftilt data prepare {name}"
+            f"expected the data file {record_of(name).file}; got none in {places}; run: difftilt data prepare {name}"
         )
     return path
 
@@ -64,4 +66,19 @@ def load(name: str) -> Table:
         ConfigError: an unknown name.
         DataError: the file is nowhere, or malformed.
     """
+    dataset(name)
     return read_designs(locate(name))
+
+
+def load_images(name: str) -> ImageSet:
+    """A set of images, read from :func:`locate`; offline.
+
+    Raises:
+        ConfigError: not a set of images.
+        DataError: the file is nowhere, malformed, or another set's.
+    """
+    if name not in IMAGES:
+        raise nearest(name, image_names(), what="set of images")
+    images = read_images(locate(name))
+    check_images(IMAGES[name], images)
+    return images

@@ -21,10 +21,11 @@ import numpy as np
 from difftilt.errors import DataError
 
 from .files import read_bytes, read_text, replacing
+from .image_record import ImageRecord
 from .places import cache_root, find
 from .readers import read_designs
 from .record import GITHUB, DataSet, Origin
-from .registry import dataset
+from .registry import record_of
 from .table import Table
 from .writers import csv_text
 
@@ -48,7 +49,9 @@ def prepare(name: str, *, origin: str | None = None, root: str | PathLike[str] |
         ConfigError: an unknown name; the place cannot be written.
         DataError: a download failed; its result, or a file outside the cache, is not what the record says.
     """
-    record = dataset(name)
+    record = record_of(name)
+    if isinstance(record, ImageRecord):
+        return _prepare_images(record, origin, root)
     target = (cache_root() if root is None else Path(root)) / record.file
     present = find(name) if root is None else target
     if present is not None and present.is_file():
@@ -77,6 +80,34 @@ def prepare(name: str, *, origin: str | None = None, root: str | PathLike[str] |
         if fault is not None:
             raise DataError(f"{record.name} from {base}: {fault}; name a mirror of the origin in {MIRROR}")
     return target
+
+
+def _prepare_images(record: ImageRecord, origin: str | None, root: str | PathLike[str] | None) -> Path:
+    """The files of a set of images, whole; fetched where the origin has them as they are.
+
+    Raises:
+        DataError: they are not there, and were put together from more files than can be fetched; or a download failed.
+    """
+    folder = cache_root() if root is None else Path(root)
+    present = find(record.name) if root is None else folder / record.file
+    if present is not None and present.is_file():
+        found = present.parents[len(Path(record.file).parts) - 1]
+        if all(_sha256(found / file) == digest for file, digest in record.files.items()):
+            return present
+    if not record.origins:
+        raise DataError(
+            f"expected {record.file} with sha256 {record.sha256[:12]}... in {folder}; got no such file, and it is made "
+            f"of {record.source}; copy it from where this project's data are, or pass your own images with --data"
+        )
+    base = origin if origin is not None else os.environ.get(MIRROR) or GITHUB
+    for source, file in zip(record.origins, record.files, strict=True):
+        with replacing(folder / file) as temporary:
+            _fetch(source, base, temporary)
+    return folder / record.file
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(read_bytes(path)).hexdigest() if path.is_file() else None
 
 
 def check(record: DataSet, table: Table) -> None:
@@ -124,6 +155,11 @@ def _score_faults(record: DataSet, table: Table, scores: np.ndarray) -> Iterator
 
 
 def _download(source: Origin, base: str, path: Path) -> str:
+    _fetch(source, base, path)
+    return read_text(path)
+
+
+def _fetch(source: Origin, base: str, path: Path) -> None:
     import pooch
 
     url = source.url(base)
@@ -139,4 +175,3 @@ def _download(source: Origin, base: str, path: Path) -> str:
         ) from error
     finally:
         logger.setLevel(level)
-    return read_text(path)

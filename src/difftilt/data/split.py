@@ -45,24 +45,51 @@ def cluster_split(
         ConfigError: fractions that are no shares, or a negative distance.
         DataError: no sequences or unequal lengths; fewer clusters than it takes to fill every split.
     """
-    shares = _shares(fractions)
     cluster = hamming_clusters(sequences, max_distance)
-    size = np.bincount(cluster)
     first: dict[int, str] = {}
     for c, sequence in zip(cluster.tolist(), sequences, strict=True):
         first[c] = min(first.get(c, sequence), sequence)
-    # one hash a cluster: the least over its members would bring large clusters to the front, into the large splits
-    keys = {c: hashlib.sha256(f"{seed}/{sequence}".encode()).digest() for c, sequence in first.items()}
-    lacking = shares * len(sequences)
-    home = np.empty(len(size), dtype=np.int64)
-    for c in sorted(range(len(size)), key=keys.__getitem__):
-        home[c] = int(np.argmax(lacking / shares))
-        lacking[home[c]] -= size[c]
-    splits = [np.flatnonzero(home[cluster] == i) for i in range(len(shares))]
+    try:
+        return group_split([first[c] for c in cluster.tolist()], fractions, seed=seed)
+    except DataError:
+        size = np.bincount(cluster)
+        raise DataError(
+            f"expected clusters enough for {len(fractions)} splits; got {len(size)} of {len(sequences)} designs, the "
+            f"largest of {size.max()}; use a smaller max_distance, or random_split"
+        ) from None
+
+
+def group_split(groups: Sequence[str], fractions: Sequence[float], *, seed: int) -> list[np.ndarray]:
+    """Split by group: rows of one name go to one split together.
+
+    Groups are taken in an order drawn by hashing ``seed`` and their name, and each goes to the split that lacks the
+    largest share of its rows. The outcome depends on names and seed, not on the order of the rows.
+
+    Args:
+        groups: a name for each row.
+        fractions: share of the rows per split; positive, summing to 1. Met up to the size of the last groups.
+        seed: another seed, another split.
+
+    Returns:
+        Row numbers per split, ascending; together every row once.
+
+    Raises:
+        ConfigError: fractions that are no shares.
+        DataError: no rows, or fewer groups than it takes to fill every split.
+    """
+    shares = _shares(fractions)
+    names, label, size = np.unique(np.array(groups, dtype=np.str_), return_inverse=True, return_counts=True)
+    # one hash a group: the least over its members would bring large groups to the front, into the large splits
+    keys = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names.tolist()]
+    lacking = shares * len(groups)
+    home = np.zeros(len(names), dtype=np.int64)
+    for g in sorted(range(len(names)), key=keys.__getitem__):
+        home[g] = int(np.argmax(lacking / shares))
+        lacking[home[g]] -= size[g]
+    splits = [np.flatnonzero(home[label] == i) for i in range(len(shares))]
     if not all(len(split) for split in splits):
         raise DataError(
-            f"expected clusters enough for {len(shares)} splits; got {len(size)} of {len(sequences)} designs, the "
-            f"largest of {size.max()}; use a smaller max_distance, or random_split"
+            f"expected groups enough for {len(shares)} splits; got {len(names)} of {len(groups)} rows; use random_split"
         )
     return splits
 

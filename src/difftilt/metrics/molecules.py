@@ -8,8 +8,8 @@ With the Tanimoto similarity :math:`s` of Morgan fingerprints (radius 2, 2,048 b
 - *nearest similarity*: the mean over designs of :math:`\max_j s(x_i, y_j)` to reference molecules ``y``;
 - *Wasserstein-1 distance* of a property's two laws, :math:`\int |F - G|`, in the property's unit.
 
-Molecules are told apart by RDKit's canonical SMILES, stereochemistry included. Fingerprints know no stereochemistry, and
-invalid designs have none: they count in :func:`valid_fraction` and nowhere else.
+Molecules are told apart by RDKit's canonical SMILES, stereochemistry included. Fingerprints know no stereochemistry,
+and invalid designs have none: they count in :func:`valid_fraction` and nowhere else.
 
 References:
     Polykovskiy et al. 2020 (MOSES), https://arxiv.org/abs/1811.12823; Bemis and Murcko 1996, J. Med. Chem. 39, 2887.

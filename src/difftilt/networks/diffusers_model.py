@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from difftilt.core.noise import timestep as integer_timestep
@@ -61,20 +62,29 @@ class DiffusersDenoiser(nn.Module):
         timesteps: ``N``, see ``continuous``.
         continuous: whether the model is told ``N t`` (flow matching), and not the integer timestep ``N t - 1``.
         precision: ``"bfloat16"`` or ``"float16"`` to run it under autocast; as its weights are when not given.
+        patch: ``p``: the model sees squares of ``p x p`` pixels as ``p^2 C`` channels of one, a ``p^2``-th of the
+            places (it then has so many channels in and out); 1 leaves pixels as they are.
 
     Raises:
+        ConfigError: the precision is unknown, the patch below 1, or diffusers is not installed.
         UnsupportedError: the class is none of :data:`INPUTS`.
     """
 
-    def __init__(self, model: Any, timesteps: int, *, continuous: bool = False, precision: str | None = None) -> None:
+    def __init__(
+        self, model: Any, timesteps: int, *, continuous: bool = False, precision: str | None = None, patch: int = 1
+    ) -> None:
         super().__init__()
+        if patch < 1:
+            raise ConfigError(f"expected patches of 1 pixel or more; got {patch}; raise it")
         if isinstance(model, dict):
             model = _made(model["class"], model["config"])
         if precision is not None and precision not in PRECISIONS:
             raise ConfigError(f"expected a precision {' or '.join(PRECISIONS)}; got '{precision}'; correct it")
         self.name = class_name(model)
         self.model: Any = model
-        self.timesteps, self.continuous, self.precision = timesteps, continuous, precision
+        self.timesteps, self.continuous, self.precision, self.patch = timesteps, continuous, precision, patch
+        self._first: torch.dtype | None = None
+        self._computes_in = torch.float32
 
     def forward(
         self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
@@ -96,7 +106,7 @@ class DiffusersDenoiser(nn.Module):
                 f"expected a condition '{missing[0]}' with one row per design for {self.name}; got "
                 f"{', '.join(cond) or 'none'}; pass cond, or load the model with one"
             )
-        dtype = self.model.dtype
+        dtype = self._dtype()
         told = {
             word: cond[name].to(dtype) if cond[name].is_floating_point() else cond[name]
             for name, word in INPUTS[self.name].items()
@@ -105,8 +115,18 @@ class DiffusersDenoiser(nn.Module):
         timestep = (self.timesteps * t).float() if self.continuous else integer_timestep(t, self.timesteps)
         precision = PRECISIONS.get(self.precision or "", torch.float32)
         with torch.autocast(x_t.device.type, dtype=precision, enabled=self.precision is not None):
-            prediction = self.model(x_t.to(dtype), timestep=timestep, return_dict=False, **told)[0]
+            seen = x_t.to(dtype) if self.patch == 1 else F.pixel_unshuffle(x_t.to(dtype), self.patch)
+            prediction = self.model(seen, timestep=timestep, return_dict=False, **told)[0]
+            if self.patch > 1:
+                prediction = F.pixel_shuffle(prediction, self.patch)
         return prediction[:, : x_t.shape[1]].float()  # channels beyond those are a learned variance
+
+    def _dtype(self) -> torch.dtype:
+        """What the model computes in; asked after a cast only: diffusers walks all modules for it, 1 to 2 % of time."""
+        first = next(self.model.parameters()).dtype
+        if first != self._first:
+            self._first, self._computes_in = first, self.model.dtype
+        return self._computes_in
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -116,9 +136,21 @@ class DiffusersDenoiser(nn.Module):
             "timesteps": self.timesteps,
             "continuous": self.continuous,
             "precision": self.precision,
+            "patch": self.patch,
         }
 
 
 def _made(name: str, config: dict[str, Any]) -> nn.Module:
-    """A model with fresh weights, of a class that is supported."""
-    return getattr(importlib.import_module("diffusers"), supported_model(name)).from_config(config)
+    """A model with fresh weights, of a class that is supported.
+
+    Raises:
+        ConfigError: diffusers is not installed.
+    """
+    kind = supported_model(name)
+    try:
+        diffusers = importlib.import_module("diffusers")
+    except ImportError:
+        raise ConfigError(
+            f"expected diffusers for a {kind}; it is not installed; run: pip install 'difftilt[image]'"
+        ) from None
+    return getattr(diffusers, kind).from_config(config)

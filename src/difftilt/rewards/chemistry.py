@@ -208,8 +208,8 @@ class Objectives(_MoleculeReward):
     Args:
         terms: the rewards.
         weights: of the terms, positive; alike where not given.
-        how: ``"mean"``, the weighted mean of whatever numbers they are, or ``"product"``, the weighted geometric mean of
-            desirabilities, which must not be negative.
+        how: ``"mean"``, the weighted mean of whatever numbers they are, or ``"product"``, the weighted geometric mean
+            of desirabilities, which must not be negative.
 
     Raises:
         ConfigError: no terms, weights that do not fit, or an unknown ``how``.

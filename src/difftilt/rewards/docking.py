@@ -1,12 +1,12 @@
 """Docking as a reward: how well AutoDock Vina thinks that a molecule fits a pocket.
 
-The value is the best pose's Vina score with its sign changed, kcal/mol: higher is better, about 4 for a fragment and 10 for
-a tight fit. It is an empirical score and no binding energy: it favours large and greasy molecules, which is why it is best
-put together with others (size, logP; :class:`~difftilt.rewards.chemistry.Objectives`).
+The value is the best pose's Vina score with its sign changed, kcal/mol: higher is better, about 4 for a fragment and
+10 for a tight fit. It is an empirical score and no binding energy: it favours large and greasy molecules, which is
+why it is best put together with others (size, logP; :class:`~difftilt.rewards.chemistry.Objectives`).
 
-A molecule gets hydrogens as drawn (no protonation at a pH), one conformer by RDKit (ETKDG, then MMFF94), and PDBQT atom types
-by Meeko. Conformer and search have a fixed seed, so a molecule has one score. What cannot be prepared (no conformer, an
-element that Vina does not know) is NaN, with the reason.
+A molecule gets hydrogens as drawn (no protonation at a pH), one conformer by RDKit (ETKDG, then MMFF94), and PDBQT
+atom types by Meeko. Conformer and search have a fixed seed, so a molecule has one score. What cannot be prepared (no
+conformer, an element that Vina does not know) is NaN, with the reason.
 
 Docking takes seconds a molecule, and may hang or crash in a library: put it on workers with a time limit::
 
@@ -144,8 +144,8 @@ def prepare_receptor(path: Path) -> str:
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         said = " ".join(line.strip() for line in str(error).splitlines() if "failed for" in line or "rror" in line)
         raise ConfigError(
-            f"expected a receptor that Meeko can prepare at '{path}'; got {said or type(error).__name__}; add hydrogens, "
-            "and repair or delete those residues"
+            f"expected a receptor that Meeko can prepare at '{path}'; got {said or type(error).__name__}; add "
+            "hydrogens, and repair or delete those residues"
         ) from error
 
 

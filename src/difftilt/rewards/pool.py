@@ -1,20 +1,20 @@
 """A scorer over worker processes: parallel, with a time limit for each design, and safe against what it does to itself.
 
 A design on which the scorer raises, hangs longer than its limit, or takes its process down (a segmentation fault,
-``os._exit``, out of memory) is NaN, with that reason, and costs nothing else: its worker is replaced, the designs behind it
-go on. The values are those of one process, in the order of the designs, whichever worker had which.
+``os._exit``, out of memory) is NaN, with that reason, and costs nothing else: its worker is replaced, the designs
+behind it go on. The values are those of one process, in the order of the designs, whichever worker had which.
 
-**How.** Each worker is a fresh process (*spawn*) that makes its scorer once and then answers for one design after another,
-so that the clock of a design starts when the answer before it came. Designs go out by the handful, and what a lost worker
-had not answered yet goes to another. A scorer that likes company (a network, say) gets ``batch`` designs at a time; where
-a batch fails, its designs are scored again one by one.
+**How.** Each worker is a fresh process (*spawn*) that makes its scorer once and then answers for one design after
+another, so that the clock of a design starts when the answer before it came. Designs go out by the handful, and what
+a lost worker had not answered yet goes to another. A scorer that likes company (a network, say) gets ``batch``
+designs at a time; where a batch fails, its designs are scored again one by one.
 
 **Scripts.** Python's own pools run the caller's script again in every worker, which is why it has to hide its main part
-behind ``if __name__ == "__main__":``. These workers do not. What they need is a scorer that they can find: a function or an
-object of an importable module, or ``"scorer.py:my_function"``, which is a file. A function defined in the running script is
-found as such a file too; the script then does run once more, under another name, and needs the guard after all (without
-it, the pool that it would open inside a worker is refused, with a message that says so). A lambda or a function inside a
-function cannot be found.
+behind ``if __name__ == "__main__":``. These workers do not. What they need is a scorer that they can find: a function
+or an object of an importable module, or ``"scorer.py:my_function"``, which is a file. A function defined in the
+running script is found as such a file too; the script then does run once more, under another name, and needs the
+guard after all (without it, the pool that it would open inside a worker is refused, with a message that says so). A
+lambda or a function inside a function cannot be found.
 """
 
 from __future__ import annotations

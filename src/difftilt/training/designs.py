@@ -20,6 +20,7 @@ from difftilt.core.reward import Reward, score
 from difftilt.core.trajectory import Trajectory, rollout
 from difftilt.errors import StateError
 from difftilt.metrics.best_of_n import best_of_n_weights
+from difftilt.metrics.chain_bound import DRAWS, chain_bounds, has_bound, likelihood_chain
 from difftilt.metrics.log_z import systematic
 from difftilt.metrics.weighted import weighted_mean
 from difftilt.samplers.best_of_n import BestOfN
@@ -40,8 +41,8 @@ class DesignSet:
     reward: Float[Tensor, " N"]
     judge: Float[Tensor, " N"]
     pretrained_log_likelihood: Float[Tensor, " N"]
-    """Lower bound on the log-likelihood of the design under the pretrained model run one token a step, nats; NaN where
-    its process has no bound."""
+    """Lower bound on the log-likelihood of the design under the pretrained model run one token a step, or in many steps
+    where they are Gaussian (:mod:`~difftilt.metrics.chain_bound`), nats; NaN where its process has no bound."""
     log_weight: Float[Tensor, " N"]
     """How much each counts in the means, nats: equal but for infeasible ones (``-inf``), or a sampler's weights."""
     path_log_ratio: Float[Tensor, " N"]
@@ -89,6 +90,8 @@ def scored(
     bounds = unknown
     if pretrained.process.bounds_likelihood:
         bounds = denoising_bounds(pretrained.denoiser, pretrained.process, x_0, rng)
+    elif has_bound(pretrained):
+        bounds = chain_bounds(likelihood_chain(pretrained), x_0, rng, levels=True, draws=DRAWS)
     return DesignSet(
         x_0=x_0,
         designs=codec.decode(x_0),

@@ -1,10 +1,10 @@
 """``zinc250k`` and ``qm9``: molecules as SMILES, with properties computed by RDKit.
 
 Drug-like molecules of the ZINC database (Irwin et al. 2012; the 250k subset of Gomez-Bombarelli et al. 2018), and small
-ones of up to nine heavy atoms C N O F (Ramakrishnan et al. 2014). The origins are lists of SMILES, a line each, in front
-of which there may be a running number; properties are computed when a set is prepared (minutes): QED (0 to 1), Crippen's
-logP, Ertl's synthetic accessibility (1 easy to 10 hard), the mass in g/mol. They are not measurements, and the
-quantum-chemical properties of QM9 are not in it.
+ones of up to nine heavy atoms C N O F (Ramakrishnan et al. 2014). The origins are lists of SMILES, a line each, in
+front of which there may be a running number; properties are computed when a set is prepared (minutes): QED (0 to 1),
+Crippen's logP, Ertl's synthetic accessibility (1 easy to 10 hard), the mass in g/mol. They are not measurements, and
+the quantum-chemical properties of QM9 are not in it.
 
 ``zinc250k`` here is a random 90 % of its origin, whose 249,455 rows pass the check too.
 """

@@ -1,5 +1,6 @@
-"""Molecules: SELFIES words or graphs, rewards by RDKit, and what chemists look at."""
+"""Molecules: as SELFIES, and as graphs."""
 
+from difftilt.domains.molecule.graphs import GRAPH_TASKS
 from difftilt.domains.molecule.zinc import ZINC
 
-TASKS = (ZINC,)
+TASKS = (ZINC, *GRAPH_TASKS)

@@ -1,11 +1,12 @@
 """SELFIES: molecules as words of which every sentence is a molecule (Krenn et al. 2020).
 
-A state is ``L`` tokens: the words of a molecule in order, then the pad, token 0, to the end. **Reading stops at the first
-pad**: what stands behind it is not looked at, so every row of tokens has one molecule, and a molecule of ``n < L`` words
-has many rows, of which :meth:`SelfiesCodec.encode` gives the one that is all pads behind it.
+A state is ``L`` tokens: the words of a molecule in order, then the pad, token 0, to the end. **Reading stops at the
+first pad**: what stands behind it is not looked at, so every row of tokens has one molecule, and a molecule of ``n <
+L`` words has many rows, of which :meth:`SelfiesCodec.encode` gives the one that is all pads behind it.
 
-Designs are RDKit's canonical SMILES, whatever SMILES went in: a state is a function of the molecule and not of how it was
-written. What is not SELFIES' to say (isotopes and rare ions whose words are not in the alphabet) cannot be represented.
+Designs are RDKit's canonical SMILES, whatever SMILES went in: a state is a function of the molecule and not of how it
+was written. What is not SELFIES' to say (isotopes and rare ions whose words are not in the alphabet) cannot be
+represented.
 
 References:
     Krenn et al. 2020, https://arxiv.org/abs/1905.13741.
@@ -67,8 +68,8 @@ class SelfiesCodec:
         rows = x_0.detach().cpu().tolist()
         if rows and max(map(max, rows)) >= self.vocabulary:
             raise ShapeError(
-                f"expected finished molecules with tokens 0..{self.vocabulary - 1}; got {max(map(max, rows))} (a mask); "
-                "decode only states at t = 0"
+                f"expected finished molecules with tokens 0..{self.vocabulary - 1}; got {max(map(max, rows))} "
+                "(a mask); decode only states at t = 0"
             )
         return [self._smiles(row[: row.index(PAD)] if PAD in row else row) for row in rows]
 

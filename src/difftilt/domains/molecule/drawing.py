@@ -47,7 +47,7 @@ def grid(designs: Sequence[str], captions: Sequence[str], *, across: int = ACROS
 def before_and_after(scene: Scene, unit: str) -> list[Picture]:
     """Molecules of the pretrained model as they come, and the best of the others, each once."""
     pictures = []
-    for name, title, designs in (("before", "Before", scene.before), ("after", "After", scene.after)):
+    for name, designs in (("before", scene.before), ("after", scene.after)):
         best = name == "after"
         rows = _best(designs) if best else _some(designs, scene.seed)
         if rows:

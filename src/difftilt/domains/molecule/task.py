@@ -28,6 +28,8 @@ from difftilt.types import Int, Tensor
 
 SHARES = (0.86, 0.04, 0.1)
 """Of the molecules: for training, to choose the average that is kept, and for tests."""
+VALIDATED = 1024
+"""Most molecules that choose the average."""
 MEASURED = 2048
 """Held-out molecules that a finished p_pre is measured on."""
 
@@ -85,6 +87,7 @@ class MoleculeTask(Task):
                 outside[fault] += 1
         parts = random_split(len(kept), SHARES, seed=seed)
         train, validation, test = (torch.from_numpy(rows) for rows in parts)
+        validation = validation[:VALIDATED]  # one look at thousands would cost as much as hundreds of updates
         nobody = torch.zeros(0, dtype=torch.int64)
         return MoleculeData(
             codec=codec, states=codec.states(kept), scores=torch.full((len(kept),), torch.nan), test=test,

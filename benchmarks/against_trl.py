@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from difftilt.core.trajectory import rollout
 from difftilt.tracking.run import provenance
 
 BATCH, STEPS, GUIDANCE, RANK, LATENT = 8, 10, 5.0, 4, 16
+PARTS = ("backprop", "ppo")
 
 
 def redness(pixels: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def pipeline(folder: Path) -> Any:
     made = tiny.stable_diffusion(folder)
     made.unet = tiny.conditional_unet(
         sample_size=LATENT, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     made.vae = tiny.vae(block_out_channels=(16, 32), norm_num_groups=8, sample_size=2 * LATENT)
     return made
@@ -127,15 +128,17 @@ class Bare:
         self.optimiser.step()
 
     def backprop(self, live: int) -> None:
-        """Early steps without a graph, ``live`` ones with (recomputed unless single), the VAE with one."""
+        """All steps but the last without a graph, ``live`` ones (again) with one, back to their states; the VAE too."""
         self.optimiser.zero_grad()
         with torch.no_grad():
-            for _ in range(STEPS if live > 1 else STEPS - 1):
+            for _ in range(STEPS - 1):
                 self.network()
         for step in range(live):
+            self.x.requires_grad_(step < live - 1)
             prediction = self.network()
             loss = self.images(prediction).mean() if step == 0 else prediction.square().mean()
             loss.backward()
+        self.x = self.x.detach()
         self.optimiser.step()
 
 
@@ -220,6 +223,7 @@ def main() -> None:
     """Time all, print a table, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="rows of other parts are kept")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -227,22 +231,23 @@ def main() -> None:
 
     PartialState(cpu=True)  # TRL's trainers ask for its logger before they make one
     size = sum(p.numel() for p in pipeline(Path(tempfile.mkdtemp())).unet.parameters())
-    facts = {"parameters": size, "batch": BATCH, "steps": STEPS, "guidance": GUIDANCE, **provenance()}
-    found: dict[str, dict[str, float]] = {}
+    facts = {"parameters": size, "batch": BATCH, "steps": STEPS, "guidance": GUIDANCE, "runs": options.runs}
+    kept = options.out is not None and options.out.is_file()
+    found: dict[str, dict[str, Any]] = json.loads(options.out.read_text())["rows"] if kept else {}
     print("| work | difftilt | bare | TRL | against bare | against TRL |\n|---|---|---|---|---|---|")
-    for name, row in measured(options.runs):
+    for name, row in measured(options.runs, options.parts):
         cells = (f"{row[key]:.2f}" for key in ("difftilt", "bare", "trl", "against_bare", "against_trl"))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-        found[name] = row
+        found[name] = {**row, **provenance()}
         if options.out is not None:
             options.out.write_text(json.dumps({"rows": found, **facts}, indent=2) + "\n")
 
 
-def measured(runs: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measured(runs: int, parts: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
     """Name and times of each work, as they are found."""
-    for live in (1, STEPS):
+    for live in (1, STEPS) if "backprop" in parts else ():
         yield f"backprop through {live}, lora", backprop(runs, live, lora=True)
-    for kind in ("lora", "full"):
+    for kind in ("lora", "full") if "ppo" in parts else ():
         for name, row in ppo(runs, kind == "lora").items():
             yield f"{name}, {kind}", row
 

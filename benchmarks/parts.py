@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -46,10 +47,15 @@ def write_part(out: Path, part: Sequence[str], row: dict[str, Any]) -> None:
 
 
 def take_turns(runs: int, works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Process seconds of each work, run in turn ``runs`` times after a warm-up of each."""
+    """Process seconds of each work, run in turn ``runs`` times after a warm-up of each.
+
+    Every turn begins with another work, so that none always follows the same one; garbage is collected off the clock.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
+    order = list(works.items())
     for run in range(runs + 1):
-        for name, work in works.items():
+        for name, work in order[run % len(order) :] + order[: run % len(order)]:
+            gc.collect()
             start = time.process_time()
             work()
             if run:

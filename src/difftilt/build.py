@@ -25,7 +25,7 @@ from difftilt.core.policy import CONFIG, Policy
 from difftilt.core.reward import Reward
 from difftilt.core.value import Value
 from difftilt.data import Table, load
-from difftilt.domains import dna, rna
+from difftilt.domains import dna, image, molecule, protein, rna
 from difftilt.domains.task import DENOISER, Task
 from difftilt.errors import ConfigError, nearest
 from difftilt.networks.external import external_policy, load_external
@@ -45,7 +45,9 @@ from difftilt.values.monte_carlo import MonteCarlo
 from difftilt.values.plug_in import OneJump, PlugIn
 from difftilt.values.regression import Regression, fit_value
 
-TASKS: dict[str, Task] = {task.name: task for task in (*rna.TASKS, *dna.TASKS)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (*rna.TASKS, *dna.TASKS, *protein.TASKS, *molecule.TASKS, *image.TASKS)
+}
 ALGORITHMS: dict[str, type] = {
     "ppo": PPO,
     "reward_backprop": RewardBackprop,

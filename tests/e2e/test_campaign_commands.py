@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import difftilt as dt
 from difftilt.campaigns.campaign import Campaign
+from difftilt.campaigns.history import CampaignSettings
+from difftilt.campaigns.settings import Picking, Tuning
 from difftilt.campaigns.strategies import READS, STRATEGIES
+from difftilt.errors import DiffTiltError
 
 from .conftest import spawn
 
@@ -181,6 +185,26 @@ def test_settings_with_which_a_plate_would_fail_later_are_refused_at_new(difftil
     assert hint in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert not Path("campaigns").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"strategy": "conservative", "tuning": Tuning(kl_budget=1.0)}, "--kl-budget, without effect there"),
+        ({"strategy": "greedy", "tuning": Tuning(algorithm="dpo")}, "algorithm of campaigns; got 'dpo'"),
+        ({"strategy": "greedy", "picking": Picking(start="one.csv")}, "one.csv: expected 2 designs or more"),
+        ({"strategy": "gredy"}, "got 'gredy'"),
+        ({"task": "none"}, "none"),
+    ],
+)
+def test_python_refuses_the_same_settings_before_anything_is_written(work, task, wrong, hint):
+    """Twin: the same without what is wrong begins a campaign."""
+    Path("one.csv").write_text(START["one.csv"])
+    with pytest.raises(DiffTiltError, match=hint):
+        dt.Campaign.create("campaigns/lab", CampaignSettings(**{"name": "lab", "task": task, **wrong}))
+    assert not Path("campaigns").exists()
+    dt.Campaign.create("campaigns/lab", CampaignSettings(name="lab", task=task))
+    assert dt.Campaign.open("campaigns/lab").status().remaining == 480
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

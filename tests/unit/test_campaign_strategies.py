@@ -481,7 +481,7 @@ def test_a_lost_folder_of_models_is_said_so(tmp_path: Path, problem: TiltedProbl
 def test_the_surrogate_is_chosen_by_name_or_by_number() -> None:
     assert isinstance(learner(Picking(), 500), GaussianProcess)
     assert isinstance(learner(Picking(), 3000), Ensemble)
-    assert isinstance(learner(Picking(), 500, bootstrap=True), Ensemble)
+    assert learner(Picking(), 500, bootstrap=True) == Ensemble(prior_std=0.0), "SEIKO's: resamples alone"
     assert learner(Picking(surrogate="gp_both_strands"), 9) == GaussianProcess(both_strands=True)
     for wrong in ({"surrogate": "gpp"}, {"rule": "best"}, {"c": -1.0}, {"pool": 0}):
         with pytest.raises(ConfigError, match="expected"):

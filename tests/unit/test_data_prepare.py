@@ -17,7 +17,7 @@ import pytest
 
 import difftilt.data as data
 from difftilt.data import registry
-from difftilt.data.sets import enhancers, gb1, tfbind8, utr_mrl, yeast_promoter
+from difftilt.data.sets import enhancers, gb1, gfp, tfbind8, utr_mrl, yeast_promoter
 from difftilt.data.writers import csv_text
 from difftilt.errors import ConfigError, DataError
 
@@ -52,6 +52,13 @@ RANDOM_COMPLEX = (
     "18,TGCATTTTTTTCACATCAAAACAGGGATGGTATTTGCTCACTTGTATAATAAATGGGATTCGAGCCTCTAGTGATTTGTATTATCGGCTCGCACTGGGGTTACGGCTGTT,"
     "6.04667112940372,6.659069362702306\n"
 )
+GFP = """aaMutations\tuniqueBarcodes\tmedianBrightness\tstd
+wt\t3645\t3.7192121319\t0.106991789588
+SA108D\t1\t1.30103000388\t
+SA108D:SN144D:SI186V:SM231T:SL234P\t1\t1.30103123972\t
+SA108G\t2\t3.70847807573\t0.0206126750976
+SA152V:SK156*:SH229L\t1\t3.08218926003\t
+"""
 SSWM_COMPLEX = "".join(
     f"{i},TGCATTTTTTTCACATCAAAAAAAAAAAAAAAAAAAAAAACTAGCAAACCAATGAAGCGGCTTGGCTTACAGGTACATTTTACCTTAGCGCTAAATGGGTTACGGCTGTT,"
     "NBT_S288CdU_YPD,11.0,1,8.2664921312584e-09,0.0,0.0,1.02076994838426,Glu.traj.dec.11.ED0,11.3537481529981,False,11,,,,"
@@ -179,6 +186,36 @@ def _splicing_origins(table: data.Table) -> list[str]:
     return texts
 
 
+def _gfp_origin(table: data.Table) -> str:
+    names = ("n_barcodes", "score", "std")
+    rows = zip(table.column("mutations").tolist(), *(table.column(name).tolist() for name in names), strict=True)
+    return "aaMutations\tuniqueBarcodes\tmedianBrightness\tstd\n" + "".join(
+        f"{'wt' if not m else 'S' + m.replace(':', ':S')}\t{n:g}\t{score!r}\t{'' if std != std else repr(std)}\n"
+        for m, n, score, std in rows
+    )
+
+
+def test_tidy_gives_the_gfp_rows_we_have_with_whole_sequences():
+    columns = gfp.tidy([GFP])
+    assert tuple(columns) == data.dataset("gfp").columns
+    assert columns["mutations"] == ["", "A108D", "A108D:N144D:I186V:M231T:L234P", "A108G", "A152V:K156*:H229L"]
+    assert columns["n_mutations"] == [0, 1, 5, 1, 3]
+    assert columns["has_stop"] == [0, 0, 0, 0, 1]
+    _, text = _shipped("gfp")
+    assert set(csv_text(columns).splitlines()) <= set(text.splitlines())
+
+
+def test_a_gfp_mutation_of_a_residue_that_is_not_there_is_refused():
+    with pytest.raises(DataError, match="'C108D'"):
+        gfp.tidy([GFP.replace("SA108D\t", "SC108D\t")])
+
+
+def test_the_chromophore_is_at_its_usual_numbers_and_the_folding_mutation_is_there():
+    assert gfp.WILD_TYPE[65 - 2 : 68 - 2] == "SYG"
+    assert gfp.WILD_TYPE[64 - 2] == "L"
+    assert len(gfp.WILD_TYPE) == 238 - 1
+
+
 def test_tidy_writes_out_both_strands_of_an_8_mer_and_a_palindrome_once():
     columns = tfbind8.tidy([ARX])
     assert tuple(columns) == data.dataset("tfbind8").columns
@@ -235,7 +272,8 @@ def _k562_origin(table: data.Table) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["utr-mrl", "tfbind8/ARX_REF_R1", "yeast-promoter", "gb1", "splicing", "crx-enhancer", "k562-enhancer"]
+    "name",
+    ["utr-mrl", "tfbind8/ARX_REF_R1", "yeast-promoter", "gb1", "gfp", "splicing", "crx-enhancer", "k562-enhancer"],
 )
 def test_an_outsider_gets_what_we_have(name, mirror, tmp_path):
     folder, base = mirror
@@ -245,6 +283,7 @@ def test_an_outsider_gets_what_we_have(name, mirror, tmp_path):
         "tfbind8/ARX_REF_R1": lambda: [_tfbind8_origin(table)],
         "yeast-promoter": lambda: _yeast_origin(table),
         "gb1": lambda: [_gb1_origin(table)],
+        "gfp": lambda: [_gfp_origin(table)],
         "splicing": lambda: _splicing_origins(table),
         "crx-enhancer": lambda: _crx_origins(table),
         "k562-enhancer": lambda: [_k562_origin(table)],

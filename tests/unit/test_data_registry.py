@@ -75,11 +75,12 @@ def test_an_unknown_name_proposes_the_nearest():
 
 
 def test_every_record_names_an_origin_a_licence_and_a_citation():
-    assert len(data.names()) == 18
+    assert len(data.names()) == 21
     for name in data.names():
         record = data.dataset(name)
         assert record.name == name
-        assert record.columns[:2] == ("sequence", "score")
+        assert record.columns[0] in ("sequence", "smiles")
+        assert record.scored is None or record.columns[1] == record.scored
         assert record.licence
         assert "doi" in record.citation
         for origin in record.origins:

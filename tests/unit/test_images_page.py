@@ -16,9 +16,8 @@ import torch
 for library in ("PIL", "diffusers", "transformers", "peft"):
     pytest.importorskip(library)
 
-import tiny  # noqa: E402
-
 import difftilt as dt  # noqa: E402
+import tiny  # noqa: E402
 from difftilt import build  # noqa: E402
 from difftilt.cli import main  # noqa: E402
 from difftilt.data import ImageSet  # noqa: E402

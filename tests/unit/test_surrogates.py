@@ -460,6 +460,40 @@ def test_mean_and_covariance_are_the_members(fitted: dict[str, Surrogate]) -> No
     torch.testing.assert_close(wider - value.mean(0), 3 * (value - value.mean(0)), rtol=1e-4, atol=1e-5)
 
 
+def test_priors_sum_to_0_and_have_their_spread_over_the_rows() -> None:
+    """Each is one network's start, shifted and stretched: its mean over the rows is 0, its std beta_E."""
+    rows = measured(80)
+    fitted = Ensemble(members=5, prior_std=0.7, training=FEW).fit(CODEC, rows, torch.Generator().manual_seed(0))
+    priors, x = fitted.networks.priors, fitted.phi(readable(CODEC, rows.designs))
+    raw = forward(priors.network, priors.state, x.float()).double()
+    own = 0.7 * math.sqrt(5 / 4) * (raw - raw.mean(1, keepdim=True)) / raw.std(1, keepdim=True)
+    torch.testing.assert_close(priors(x), own - own.mean(0), rtol=1e-4, atol=1e-5)
+    everywhere = fitted.phi(readable(CODEC, EVERY))
+    torch.testing.assert_close(priors(everywhere).sum(0), torch.zeros(len(EVERY)).double(), rtol=0, atol=1e-6)
+    own = forward(fitted.networks.network, fitted.networks.state, everywhere.float()).double()
+    torch.testing.assert_close(fitted.networks(everywhere), own + priors(everywhere))
+    assert Ensemble(members=5, prior_std=0.0, training=FEW).fit(CODEC, rows, torch.Generator()).networks.priors is None
+
+
+def test_members_disagree_far_from_the_rows_and_not_near_them() -> None:
+    """Rows are 60 designs without one letter; far are those that hold it twice or more. Twin: resamples alone.
+
+    The values are a sum over letters, of which the rows tell nothing about the missing one: the posterior std of a
+    linear function with the spread of the values is about theirs. Members of resamples alone say a seventh.
+    """
+    near = [design for design in EVERY if "T" not in design][:60]
+    far = [design for design in EVERY if design.count("T") >= 2]
+    value = torch.tensor([float(design.count("A") - design.count("C")) for design in near]).double()
+    claimed = {}
+    for prior_std in (1.0, 0.0):
+        learner = Ensemble(prior_std=prior_std, training=Training(updates=200))
+        fitted = learner.fit(CODEC, Measurements(near, value), torch.Generator().manual_seed(0))
+        claimed[prior_std] = [(fitted.predict(designs).std.mean() / value.std()).item() for designs in (near, far)]
+    assert claimed[1.0][0] < 0.4
+    assert claimed[1.0][1] > 0.8
+    assert claimed[0.0][1] < 0.4, "the twin does not see what it cannot know"
+
+
 def test_two_rows_make_an_ensemble_that_knows_nothing() -> None:
     """Whatever the resamples hold: finite, and its misfit is a number."""
     for seed in range(6):
@@ -490,7 +524,7 @@ def test_noisy_rows_pull_less(name: str) -> None:
 
 def test_misfit_is_what_held_out_errors_hold_beyond_disagreement_and_noise() -> None:
     given = Measurements(measured().designs, measured().value, torch.full((60,), 0.1).double())
-    fitted = Ensemble(training=FEW).fit(CODEC, given, torch.Generator().manual_seed(0))
+    fitted = Ensemble(prior_std=0.0, training=FEW).fit(CODEC, given, torch.Generator().manual_seed(0))
     seen = fitted.held_out
     assert fitted.misfit > 0.1
     expected = (seen.model.square() + seen.noise.square()).mean()
@@ -517,7 +551,7 @@ def test_training_keeps_each_members_best_held_out_parameters_and_stops(monkeypa
         )  # fmt: skip
         seen = torch.stack(looks)
         torch.testing.assert_close(
-            look(members.network, members.state, x.float(), y.float(), members.held_out), seen.amin(0)
+            look(members.network, members.state, x.float(), y.float().expand(4, -1), members.held_out), seen.amin(0)
         )
         assert (seen[-1] > 1.2 * seen.amin(0)).all()
         assert len(seen) < 30 if patience == 3 else len(seen) == 30
@@ -543,6 +577,7 @@ def test_a_feasible_reward_adds_the_log_chance(fitted: dict[str, Surrogate]) -> 
     "settings",
     [
         lambda: Ensemble(members=1),
+        lambda: Ensemble(prior_std=-1.0),
         lambda: Linear(prior_std=0.0),
         lambda: Linear(misfit=-1.0),
         lambda: GaussianProcess(iterations=0),

@@ -1,8 +1,8 @@
 r"""Chains with a graph: reparametrised states, checkpointed step by step.
 
-Each step with a graph, unless it is the only one, is checkpointed: its network activations are recomputed in the
-backward pass, with the same noise, so memory grows with the number of steps only by the stored states. Equations (1) to
-(3) are those of :mod:`difftilt.algorithms.reward_backprop`.
+Each step with a graph is checkpointed, except the last, with which the backward pass begins: its network activations
+are recomputed there, with the same noise, so memory grows with the number of steps only by the stored states. Equations
+(1) to (3) are those of :mod:`difftilt.algorithms.reward_backprop`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def differentiable_rollout(
             with torch.no_grad():
                 x_t, kl = step(x_t, k)
         else:
-            if first == policy.steps - 1:  # a single graph, whose recomputation would save nothing that grows
+            if k == policy.steps - 1:  # its recomputation would save nothing that grows
                 x_t, kl = step(x_t, k)
             else:
                 x_t, kl = checkpoint(step, x_t, k, use_reentrant=False, preserve_rng_state=False)

@@ -187,7 +187,7 @@ class RewardBackprop:
                 "pathwise gradient; use --algorithm ppo or trajectory_balance"
             )
         first = int(cut.min())
-        recomputed = policy.steps - first if first < policy.steps - 1 else 0
+        recomputed = max(0, policy.steps - 1 - first)
         loss = reward_backprop_loss(value, kl, state.weights)
         norm = state.descend([loss], self.max_gradient_norm)
         state.updates += 1

@@ -50,7 +50,7 @@ def learn(
         codec: reads designs.
         settings: which surrogate; designs measured before the campaign.
         rng: the only source of randomness.
-        bootstrap: an ensemble, whatever ``auto`` says.
+        bootstrap: an ensemble, whatever ``auto`` says, and one of resamples alone, as SEIKO's.
 
     Returns:
         ``None`` where there is nothing to learn yet; see :func:`measurements`.
@@ -129,6 +129,8 @@ def learner(settings: Picking, designs: int, *, bootstrap: bool = False) -> Lear
     name = settings.surrogate
     if name == "auto":
         name = "ensemble" if bootstrap or designs > MANY else "gp"
+    if bootstrap:
+        return Ensemble(prior_std=0.0)
     kinds = {"gp": GaussianProcess(), "gp_both_strands": GaussianProcess(both_strands=True), "linear": Linear()}
     return kinds.get(name, Ensemble())
 

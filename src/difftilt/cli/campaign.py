@@ -12,7 +12,6 @@ from typing import Annotated
 import tyro
 
 from difftilt.campaigns.campaign import Campaign
-from difftilt.campaigns.checks import check_reads, check_settings
 from difftilt.campaigns.history import PENDING, CampaignSettings
 from difftilt.campaigns.plate import check_plate, plate_again, plate_text, write_plate
 from difftilt.campaigns.results import ResultsError
@@ -73,13 +72,11 @@ def new(argv: Sequence[str]) -> None:
         raise ConfigError("expected --task; got none; for example `--task utr-mrl`, see `difftilt list`")
     wanted = {field.name: getattr(asked, field.name) for field in dataclasses.fields(CampaignSettings)}
     settings = CampaignSettings(**wanted)
-    check_reads(settings)
     place = ROOT / asked.name if asked.url is None else asked.url
 
-    from difftilt.build import load_policy
+    from difftilt import lab
 
-    check_settings(settings, load_policy(asked.task))
-    Campaign.create(place, settings)
+    lab.Campaign.create(place, settings)
     say(f"{asked.name}: {asked.budget} designs of {asked.task} by {asked.strategy}, {asked.batch} a plate")
 
 

@@ -23,7 +23,6 @@ from torch import nn
 from difftilt.core.codec import Codec
 from difftilt.core.process import Process
 from difftilt.core.registry import construct, describe
-from difftilt.core.schedule import uniform_grid
 from difftilt.core.transition import Transition
 from difftilt.errors import ConfigError, DiffTiltError, ShapeError, StateError
 from difftilt.types import Bool, Condition, Float, Tensor
@@ -40,7 +39,7 @@ class Policy(nn.Module, ModelHubMixin):
         process: the mathematics of a step.
         codec: states to designs and back.
         event_shape: shape of one state, e.g. ``(L,)``.
-        steps: number of steps ``K`` of the chain; the grid is uniform unless ``grid`` is given.
+        steps: number of steps ``K`` of the chain; the grid is the process's unless ``grid`` is given.
         grid: decreasing times from 1 to 0, ``[K + 1]``.
         fixed: values of components held fixed, -1 where free (see :meth:`holding`).
         card: facts about the model (task, data, metrics), kept with it.
@@ -65,7 +64,7 @@ class Policy(nn.Module, ModelHubMixin):
         self.denoiser, self.process, self.codec = denoiser, process, codec
         self.event_shape = tuple(event_shape)
         self.card = dict(card or {})
-        grid = uniform_grid(steps) if grid is None else grid.double()
+        grid = process.grid(steps) if grid is None else grid.double()
         if grid[0] != 1 or grid[-1] != 0 or not (grid.diff() < 0).all():
             raise ConfigError(f"expected a grid of times decreasing from 1 to 0; got {grid.tolist()}; use uniform_grid")
         self.register_buffer("grid", grid, persistent=False)
@@ -127,8 +126,8 @@ class Policy(nn.Module, ModelHubMixin):
         return self._with(grid=self.grid, fixed=fixed)
 
     def with_steps(self, steps: int) -> Policy:
-        """The same network run in ``steps`` equally spaced steps: another chain, hence another law."""
-        return self._with(grid=uniform_grid(steps), fixed=self.fixed)
+        """The same network run in ``steps`` steps, spaced as the process has them: another chain, hence another law."""
+        return self._with(grid=self.process.grid(steps), fixed=self.fixed)
 
     def with_denoiser(self, denoiser: nn.Module) -> Policy:
         """The same chain around another network."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from difftilt.core.schedule import uniform_grid
 from difftilt.core.transition import Transition
 from difftilt.errors import UnsupportedError
 from difftilt.types import Float, Tensor
@@ -46,6 +47,10 @@ class Process(ABC):
     @abstractmethod
     def transition(self, prediction: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Transition:
         r"""The kernel :math:`p(x_s \mid x_t)` of the K-step chain, given the network's ``prediction`` at ``t``."""
+
+    def grid(self, steps: int) -> Float[Tensor, " K1"]:
+        """Times of a chain of ``steps``, from 1 to 0: equally spaced unless the process needs some among them."""
+        return uniform_grid(steps)
 
     @abstractmethod
     def denoising_loss(self, prediction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Float[Tensor, " B"]:

@@ -6,6 +6,7 @@ step ``k`` goes from ``grid[k]`` to ``grid[k + 1]``.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -27,6 +28,44 @@ def uniform_grid(steps: int) -> Float[Tensor, " K1"]:
     if steps < 1:
         raise ConfigError(f"expected at least 1 step; got {steps}; pass --steps-per-sample 1 or more")
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
+
+def stepped_grid(
+    ends: Sequence[float], steps: int | Sequence[int], most: Sequence[int] | None = None
+) -> Float[Tensor, " K1"]:
+    """Times from 1 to 0 that include ``ends`` and are equally spaced between neighbours.
+
+    Args:
+        ends: decreasing, from 1 to 0.
+        steps: in all, shared out by width with at least one between neighbours; or between each two neighbours.
+        most: steps between each two neighbours beyond which there is nothing left to do, if others can use them.
+
+    Raises:
+        ConfigError: fewer steps than intervals between ends, or another number of counts than intervals.
+    """
+    widths = [high - low for high, low in itertools.pairwise(ends)]
+    if isinstance(steps, int):
+        if steps < len(widths):
+            raise ConfigError(
+                f"expected at least {len(widths)} steps, one for each stage; got {steps}; pass --steps-per-sample "
+                f"{len(widths)} or more"
+            )
+        counts = [1] * len(widths)
+        for _ in range(steps - len(widths)):  # the widest step is halved, thirded ...: highest averages
+            free = [i for i in range(len(widths)) if most is None or counts[i] < most[i]] or range(len(widths))
+            counts[max(free, key=lambda i: widths[i] / counts[i])] += 1
+    else:
+        counts = list(steps)
+        if len(counts) != len(widths) or min(counts) < 1:
+            raise ConfigError(
+                f"expected {len(widths)} numbers of steps, one for each stage; got {counts}; correct them"
+            )
+    times = [
+        high - (high - low) * k / count
+        for (high, low), count in zip(itertools.pairwise(ends), counts, strict=True)
+        for k in range(count)
+    ]
+    return torch.tensor([*times, ends[-1]], dtype=torch.float64)
 
 
 def within(t: Tensor, window: tuple[float, float]) -> Bool[Tensor, "..."]:

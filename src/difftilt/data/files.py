@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import os
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Generator
@@ -15,7 +17,9 @@ from difftilt.errors import ConfigError, DataError
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark; ``.gz`` and ``.zip`` (of one file) are unpacked.
+    """The text of a UTF-8 file, with or without a byte order mark; ``.gz`` and ``.zip`` are unpacked.
+
+    An archive, ``.zip`` or a tar in a ``.gz``, holds one file.
 
     Raises:
         DataError: it is missing, a folder, unreadable, empty, cut short, or not UTF-8 (the line is named).
@@ -26,6 +30,8 @@ def read_text(path: Path) -> str:
             data = gzip.decompress(data)
         except (gzip.BadGzipFile, EOFError, zlib.error):
             raise DataError(f"{path}: expected a whole gzip file; got a damaged or cut one; copy it again") from None
+        if data[257:262] == b"ustar":
+            data = _only_packed(path, data)
     if path.suffix == ".zip":
         data = _only_member(path)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -53,6 +59,16 @@ def _only_member(path: Path) -> bytes:
             return archive.read(names[0])
     except zipfile.BadZipFile:
         raise DataError(f"{path}: expected a whole zip file; got a damaged or cut one; copy it again") from None
+
+
+def _only_packed(path: Path, data: bytes) -> bytes:
+    """The one file of a tar archive."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        members = [member for member in archive.getmembers() if member.isfile() and "/._" not in f"/{member.name}"]
+        opened = archive.extractfile(members[0]) if len(members) == 1 else None
+        if opened is None:
+            raise DataError(f"{path}: expected one file in it; got {len(members)}; unpack it")
+        return opened.read()
 
 
 def read_bytes(path: Path) -> bytes:

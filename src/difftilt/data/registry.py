@@ -9,12 +9,12 @@ from difftilt.errors import nearest
 
 from .image_record import ImageRecord
 from .record import DataSet
-from .sets import enhancers, gb1, splicing, tfbind8, utr_mrl, yeast_promoter
+from .sets import enhancers, gb1, gfp, molecules, splicing, tfbind8, utr_mrl, yeast_promoter
 from .sets.images import SETS as IMAGE_SETS
 
 SETS: dict[str, DataSet] = {
     record.name: record
-    for module in (utr_mrl, yeast_promoter, enhancers, gb1, splicing, tfbind8)
+    for module in (utr_mrl, yeast_promoter, enhancers, gb1, gfp, splicing, tfbind8, molecules)
     for record in module.SETS
 }
 IMAGES: dict[str, ImageRecord] = {record.name: record for record in IMAGE_SETS}

@@ -2,18 +2,23 @@
 
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
+from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
+from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
 from difftilt.networks.image_classifier import ConvClassifier
 from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
+from difftilt.networks.near import NearDenoiser
 from difftilt.networks.regressor import ConvRegressor, PerceptronRegressor, RecurrentRegressor, WindowRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
+from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, VariantRegressor
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "DiffusersDenoiser", "Guided",
-    "MaskedLM", "PerceptronRegressor", "RecurrentRegressor", "TimedConvDenoiser", "TransformerDenoiser",
-    "WindowRegressor", "Windowed",
+    "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
+    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
+    "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser",
+    "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -83,6 +83,8 @@ class DiffusersDenoiser(nn.Module):
         self.name = class_name(model)
         self.model: Any = model
         self.timesteps, self.continuous, self.precision, self.patch = timesteps, continuous, precision, patch
+        self._first: torch.dtype | None = None
+        self._computes_in = torch.float32
 
     def forward(
         self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
@@ -104,7 +106,7 @@ class DiffusersDenoiser(nn.Module):
                 f"expected a condition '{missing[0]}' with one row per design for {self.name}; got "
                 f"{', '.join(cond) or 'none'}; pass cond, or load the model with one"
             )
-        dtype = self.model.dtype
+        dtype = self._dtype()
         told = {
             word: cond[name].to(dtype) if cond[name].is_floating_point() else cond[name]
             for name, word in INPUTS[self.name].items()
@@ -113,9 +115,18 @@ class DiffusersDenoiser(nn.Module):
         timestep = (self.timesteps * t).float() if self.continuous else integer_timestep(t, self.timesteps)
         precision = PRECISIONS.get(self.precision or "", torch.float32)
         with torch.autocast(x_t.device.type, dtype=precision, enabled=self.precision is not None):
-            seen = F.pixel_unshuffle(x_t.to(dtype), self.patch)
-            prediction = F.pixel_shuffle(self.model(seen, timestep=timestep, return_dict=False, **told)[0], self.patch)
+            seen = x_t.to(dtype) if self.patch == 1 else F.pixel_unshuffle(x_t.to(dtype), self.patch)
+            prediction = self.model(seen, timestep=timestep, return_dict=False, **told)[0]
+            if self.patch > 1:
+                prediction = F.pixel_shuffle(prediction, self.patch)
         return prediction[:, : x_t.shape[1]].float()  # channels beyond those are a learned variance
+
+    def _dtype(self) -> torch.dtype:
+        """What the model computes in; asked after a cast only: diffusers walks all modules for it, 1 to 2 % of time."""
+        first = next(self.model.parameters()).dtype
+        if first != self._first:
+            self._first, self._computes_in = first, self.model.dtype
+        return self._computes_in
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

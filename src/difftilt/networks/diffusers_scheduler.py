@@ -69,7 +69,12 @@ UNSUPPORTED_FLOW = (
 
 
 def flow_from_diffusers(
-    config: Mapping[str, Any], steps: int, *, level: float = 0.0, sigma_min: float = 0.0
+    config: Mapping[str, Any],
+    steps: int,
+    *,
+    level: float = 0.0,
+    sigma_min: float = 0.0,
+    shift: float | None = None,
 ) -> tuple[Flow, Float[Tensor, " K1"]]:
     r"""The chain of diffusers' ``FlowMatchEulerDiscreteScheduler``: its process, and its grid, the sigmas.
 
@@ -82,6 +87,7 @@ def flow_from_diffusers(
         steps: number of steps ``K``.
         level: noise, see :class:`~difftilt.processes.flow.Flow`; 0 is the scheduler's own ODE.
         sigma_min: likewise.
+        shift: of the second shift, as the scheduler's ``set_shift`` changes it; the config's when not given.
 
     Raises:
         ConfigError: not 1 to ``num_train_timesteps`` steps.
@@ -93,15 +99,15 @@ def flow_from_diffusers(
                 f"expected a flow-matching scheduler without {name}; got {config[name]!r}; switch it off, or give the "
                 "policy a grid of your own"
             )
-    total, shift = config.get("num_train_timesteps", 1000), config.get("shift", 1.0)
+    total, first = config.get("num_train_timesteps", 1000), config.get("shift", 1.0)
     if not 1 <= steps <= total:
         raise ConfigError(f"expected 1 to {total} steps; got {steps}; the table has no more timesteps")
 
-    def shifted(sigma: Tensor) -> Tensor:
-        return shift * sigma / (1 + (shift - 1) * sigma)
+    def shifted(sigma: Tensor, by: float) -> Tensor:
+        return by * sigma / (1 + (by - 1) * sigma)
 
-    least = shifted(torch.tensor(1 / total, dtype=torch.float64)).item()
-    sigmas = shifted(torch.linspace(1.0, least, steps, dtype=torch.float64))
+    least = shifted(torch.tensor(1 / total, dtype=torch.float64), first).item()
+    sigmas = shifted(torch.linspace(1.0, least, steps, dtype=torch.float64), first if shift is None else shift)
     return Flow(level, sigma_min=sigma_min), torch.cat([sigmas, sigmas.new_zeros(1)])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from difftilt.errors import ConfigError, supported
+from difftilt.errors import ConfigError, UnsupportedError, supported
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline")
@@ -55,6 +55,33 @@ def refuse_idle(name: str, **given: Any) -> None:
                 f"expected no {setting} with a {name}; got {setting}={value!r}; leave it out: it is for "
                 f"{', '.join(MEANT_FOR[setting])}"
             )
+
+
+WITHOUT_MORE = {"addition_embed_type": ("text",), "encoder_hid_dim_type": ("text_proj",), "time_cond_proj_dim": ()}
+"""Entries of a model's config that ask for inputs which chains here do not have (sizes, image prompts, the guidance
+scale of a distilled model), and the kinds that ask for none."""
+
+
+def refuse_other_inputs(model: Any) -> None:
+    """A model that reads more than a state, a time, and a prompt or class.
+
+    Raises:
+        UnsupportedError: it does; what asks for it is named.
+    """
+    config, name = model.config, type(model).__name__
+    for entry, fine in WITHOUT_MORE.items():
+        if config.get(entry) not in (None, *fine):
+            raise UnsupportedError(
+                f"expected a {name} without {entry}; got {config[entry]!r}, which asks for more than a state, a time "
+                "and a prompt; write a small module forward(x_t, t, cond) around it and give difftilt.load that"
+            )
+    came = config.in_channels, config.get("out_channels") or config.in_channels
+    if came[1] not in (came[0], 2 * came[0]):
+        raise UnsupportedError(
+            f"expected a {name} that predicts as many channels as it reads (or twice, with a variance); got {came[1]} "
+            f"of {came[0]}, as for inpainting; write a small module forward(x_t, t, cond) around it and give "
+            "difftilt.load that"
+        )
 
 
 def refuse_label(model: Any, label: int) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from difftilt.core.policy import trainable
 from difftilt.core.registry import construct, describe, register
-from difftilt.errors import ConfigError
+from difftilt.errors import ConfigError, ShapeError
 from difftilt.types import Condition, Float, Tensor
 
 NEGATIVE = "negative_"
@@ -64,12 +64,16 @@ class Guided(nn.Module):
         """Equation (1). Gradient flows as in the denoiser.
 
         Raises:
-            ConfigError: no condition, and no default.
+            ConfigError: no condition, and no default; or a negative one without guidance.
+            ShapeError: a condition of another shape than its negative.
         """
         n = len(x_t)
         if cond is None:
             cond = {name: _rows(getattr(self, f"default_{name}"), n) for name in self._default}
         if self.scale == 1:
+            idle = next((name for name in cond if name.startswith(NEGATIVE)), None)
+            if idle is not None:
+                raise ConfigError(f"expected no condition '{idle}' without guidance; got one; take a scale above 1")
             return self.base(x_t, t, cond)
         missing = [name for name in self._negative if name not in cond]
         if missing:
@@ -77,6 +81,13 @@ class Guided(nn.Module):
                 f"expected a condition '{missing[0]}' with one row per design; got {', '.join(cond) or 'none'}; pass "
                 "cond, or give the policy a default"
             )
+        for name in self._negative:
+            own, away = cond[name].shape[1:], getattr(self, f"negative_{name}").shape[1:]
+            if own != away:
+                raise ShapeError(
+                    f"expected rows of shape {tuple(away)} for the condition '{name}', as its negative has; got "
+                    f"{tuple(own)}; encode both by the same pipeline"
+                )
         both = {
             name: torch.cat([self._away(name, cond, n).to(own), own])
             for name, own in cond.items()

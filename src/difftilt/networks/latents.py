@@ -60,4 +60,4 @@ class LatentCodec(ImageCodec):
 
     def _pixels(self, x_0: Tensor) -> Tensor:
         latents = (x_0 / self.factor + self.shift).to(self.vae.device, self.vae.dtype)
-        return self.vae.decode(latents, return_dict=False)[0].to(torch.promote_types(self.vae.dtype, torch.float32))
+        return self.vae.decode(latents, return_dict=False)[0].to(torch.promote_types(latents.dtype, torch.float32))

@@ -6,6 +6,7 @@ part of it (:mod:`difftilt.networks.guided`). The safety checker is not run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from difftilt.networks.fitting import (
     latent_shape,
     refuse_idle,
     refuse_label,
+    refuse_other_inputs,
     supported_pipeline,
     supported_scheduler,
 )
@@ -48,7 +50,7 @@ def chain(
     config = dict(scheduler.config)
     if name == "FlowMatchEulerDiscreteScheduler":
         noise = MEMORYLESS if level is None else level
-        flow, grid = flow_from_diffusers(config, steps, level=noise, sigma_min=sigma_min)
+        flow, grid = flow_from_diffusers(config, steps, level=noise, sigma_min=sigma_min, shift=scheduler.shift)
         return flow, grid, config.get("num_train_timesteps", 1000), True
     kernel = "ddpm" if name == "DDPMScheduler" else "ddim"
     noise = 1.0 if eta is None else eta
@@ -91,6 +93,7 @@ def model_policy(
     """
     process, grid, timesteps, continuous = chain(scheduler, steps, eta=eta, level=level, sigma_min=sigma_min)
     denoiser: Any = DiffusersDenoiser(model, timesteps, continuous=continuous, precision=precision)
+    refuse_other_inputs(model)
     if label is not None:
         refuse_label(model, label)
         denoiser = Guided(denoiser, default={"label": torch.tensor([label])})
@@ -159,8 +162,13 @@ def pipeline_policy(
     policy = model_policy(model, scheduler=pipeline.scheduler, codec=codec, event_shape=shape, **settings)
     usual = {"StableDiffusionPipeline": 7.5, "StableDiffusion3Pipeline": 7.0, "DiTPipeline": 4.0}[name]
     scale = usual if guidance_scale is None else max(1.0, guidance_scale)
-    if not (guidance_scale is None or guidance_scale >= 0):
+    if not (guidance_scale is None or 0 <= guidance_scale < math.inf):
         raise ConfigError(f"expected a guidance_scale of 0 or more; got {guidance_scale}; take 1 for no guidance")
+    if scale == 1 and negative_prompt is not None:
+        raise ConfigError(
+            f"expected no negative_prompt without guidance; got {negative_prompt!r} with guidance_scale="
+            f"{guidance_scale}; leave it out, or take a scale above 1"
+        )
     if name == "DiTPipeline":
         if label is not None:
             refuse_label(model, label)

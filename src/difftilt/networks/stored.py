@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 
 from difftilt.core.policy import CONFIG, unreadable
@@ -50,9 +51,10 @@ def read_model(name: str, kind: str) -> tuple[Any, dict[str, Any]]:
         return _whole(AutoModelForMaskedLM, name, ignore_mismatched_sizes=True), {"tokenizer": tokenizer}
     except DiffTiltError:
         raise
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        what = "language model" if kind == "language" else kind
         raise StateError(
-            f"expected a {kind} with safetensors weights in '{name}'; got {type(error).__name__}: "
+            f"expected a {what} with safetensors weights in '{name}'; got {type(error).__name__}: "
             f"{' '.join(str(error).split())[:400]}; correct the folder, or save it again with safe_serialization"
         ) from error
 

@@ -96,6 +96,11 @@ class EnumeratedChain:
                 f"expected a policy over the masked process; got {type(policy.process).__name__}; "
                 "use a problem of its own kind"
             )
+        if policy.process.stages is not None:
+            raise UnsupportedError(
+                "expected a masked process without stages, whose states are enumerated by how many tokens are masked; "
+                "got one with stages; leave them out"
+            )
         letters, device = policy.process.vocabulary, policy.device
         fixed = torch.full(policy.event_shape, -1) if policy.fixed is None else policy.fixed
         fixed = fixed.to(device)

@@ -77,7 +77,7 @@ class Flow(GaussianSteps):
     def __init__(
         self, level: float = MEMORYLESS, *, sigma_min: float = 0.0, window: Sequence[float] = EVERYWHERE
     ) -> None:
-        if level < 0 or sigma_min < 0:
+        if not (0 <= level < math.inf and 0 <= sigma_min < math.inf):
             raise ConfigError(f"expected level >= 0 and sigma_min >= 0; got {level} and {sigma_min}; correct them")
         self.level, self.sigma_min, self.schedule = level, sigma_min, Linear()
         check_window(window)

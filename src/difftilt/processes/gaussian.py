@@ -32,6 +32,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -86,7 +87,7 @@ class Gaussian(GaussianSteps):
                                   (prediction, PREDICTIONS, "prediction")):  # fmt: skip
             if name not in known:
                 raise nearest(name, known, what=what)
-        if not 0 <= eta <= 1 or sigma_min < 0:
+        if not (0 <= eta <= 1 and 0 <= sigma_min < math.inf):
             raise ConfigError(f"expected eta in [0, 1] and sigma_min >= 0; got {eta} and {sigma_min}; correct them")
         if clip is not None and not clip > 0:
             raise ConfigError(f"expected clip above 0; got {clip}; raise it, or leave it out")

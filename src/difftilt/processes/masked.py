@@ -18,13 +18,28 @@ Both laws enter ``log_prob`` and ``kl``; the reveal law does not depend on the n
 
 Revealed tokens never change. Sampling draws the positions first and the tokens only there.
 
+**Stages.** Positions may come in runs ``i`` with a window :math:`(a_i, b_i)` of time each, in which the run is masked:
+
+.. math:: \alpha_t^i = 1 - u_t^i, \qquad u_t^i = \mathrm{clamp}\big( (t - a_i) / (b_i - a_i),\, 0,\, 1 \big)  \qquad (3)
+
+so that some kinds of tokens are finished before others begin (how many atoms, then which, then the bonds). A masked
+position is shown with probability :math:`1 - u_s^i / u_t^i`, or of the ``m`` masked ones of a run exactly
+:math:`n_i = m_i - \mathrm{round}(m_i u_s^i / u_t^i)`, :math:`\rho = \prod_i 1 / \binom{m_i}{n_i}`; (2) is a sum over
+runs, each with its own fraction. One run with the window (0, 1) is the process above. Tokens shown in one step are
+independent, so the times of a chain include every end of a window (:meth:`Masked.grid`), lest a run begins in the step
+in which another ends. The bound's weight is :math:`1 / (t - a_i)` for masked positions within their window, else 0.
+
 References:
     Austin et al. 2021 (D3PM, absorbing kernel), https://arxiv.org/abs/2107.03006;
-    Sahoo et al. 2024 (MDLM, eq. 7 and 10), https://arxiv.org/abs/2406.07524.
+    Sahoo et al. 2024 (MDLM, eq. 7 and 10), https://arxiv.org/abs/2406.07524;
+    Shi et al. 2024 (masking schedules that differ between tokens), https://arxiv.org/abs/2406.04329.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,8 +47,9 @@ import torch.nn.functional as F
 
 from difftilt.core.process import Process
 from difftilt.core.registry import register
+from difftilt.core.schedule import stepped_grid, uniform_grid
 from difftilt.core.transition import Transition
-from difftilt.errors import ConfigError
+from difftilt.errors import ConfigError, ShapeError
 from difftilt.types import Bool, Float, Int, Tensor
 
 REVEALS = ("count", "independent")
@@ -46,21 +62,47 @@ class Masked(Process):
     Args:
         vocabulary: number of letters ``V``.
         reveal: the reveal law, ``"count"`` or ``"independent"`` (see the module).
+        stages: runs of consecutive positions, ``(positions, from, to)`` with the window :math:`b_i, a_i` of (3), later
+            (noisier) time first; one run with the window (1, 0) when not given.
+
+    Raises:
+        ConfigError: an unknown reveal law, or a run without positions or with an empty window.
     """
 
     memoryless = True  # x_1 is one state: all masked
     bounds_likelihood = True
     discrete = True
 
-    def __init__(self, vocabulary: int, reveal: str = "count") -> None:
+    def __init__(self, vocabulary: int, reveal: str = "count", stages: Sequence[Sequence[float]] | None = None) -> None:
         if reveal not in REVEALS:
             raise ConfigError(f"expected reveal to be one of {', '.join(REVEALS)}; got '{reveal}'; correct it")
         self.vocabulary, self.reveal = vocabulary, reveal
+        self.stages = None if stages is None else [_checked(stage) for stage in stages]
 
     @property
     def mask(self) -> int:
         """The mask token."""
         return self.vocabulary
+
+    def grid(self, steps: int | Sequence[int]) -> Float[Tensor, " K1"]:
+        """Times of a chain of ``steps``, the ends of all windows among them.
+
+        Args:
+            steps: of the whole chain, shared out by the windows' widths, at least one to each stretch between ends,
+                and by the law "count" no more than it has positions to show; or of each such stretch, in the order of
+                generation.
+
+        Raises:
+            ConfigError: fewer steps than stretches, or another number of them.
+        """
+        if self.stages is None:
+            return uniform_grid(steps) if isinstance(steps, int) else stepped_grid([1.0, 0.0], steps)
+        ends = sorted({1.0, 0.0} | {time for _, high, low in self.stages for time in (high, low)}, reverse=True)
+        most = [
+            sum(count for count, high, low in self.stages if high > last and low < first)
+            for first, last in itertools.pairwise(ends)
+        ]
+        return stepped_grid(ends, steps, most if self.reveal == "count" else None)
 
     def prior(self, shape: tuple[int, ...], rng: torch.Generator) -> Int[Tensor, "B L"]:
         """All masked."""
@@ -71,16 +113,24 @@ class Masked(Process):
         return torch.where(fixed >= 0, fixed, x)
 
     def corrupt(self, x_0: Int[Tensor, "B L"], t: Tensor, rng: torch.Generator) -> Int[Tensor, "B L"]:
-        """Mask each token with probability ``t``."""
+        """Mask each token with the probability (3), ``t`` where there are no stages."""
         noise = torch.rand(x_0.shape, generator=rng, device=x_0.device)
-        return torch.where(noise < t.reshape(-1, 1), self.mask, x_0)
+        hidden = t.reshape(-1, 1)
+        if self.stages is not None:
+            widths = torch.tensor([run.stop - run.start for run in self._runs(x_0)], device=x_0.device)
+            hidden = self._hidden(t.reshape(-1)).repeat_interleave(widths, dim=1)
+        return torch.where(noise < hidden, self.mask, x_0.long())
 
     def transition(self, prediction: Float[Tensor, "B L V"], x_t: Tensor, t: Tensor, s: Tensor) -> MaskedStep:
         """The kernel (1); ``prediction`` are the logits of the token laws.
 
         ``x_t`` are tokens ``[B, L]`` or a state made by :meth:`MaskedStep.relax`, ``[B, L, V + 1]``.
         """
-        return MaskedStep(prediction, x_t, s / t, self.reveal)
+        if self.stages is None:
+            return MaskedStep(prediction, x_t, s / t, self.reveal)
+        now, after = self._hidden(t.reshape(-1)), self._hidden(s.reshape(-1))
+        keep = (after / now).where(now > 0, 0.0)  # past its window a run has nothing left to hide
+        return MaskedStep(prediction, x_t, keep, self.reveal, self._runs(x_t))
 
     def denoised(self, prediction: Float[Tensor, "B L V"], x_t: Tensor, t: Tensor) -> Float[Tensor, "B L V"]:
         r"""Token probabilities: :math:`\pi_\theta` where masked, the token itself where shown.
@@ -97,13 +147,53 @@ class Masked(Process):
         r""":math:`\frac1t \sum_{i\,\text{masked}} -\log \pi_\theta(x_0^i \mid x_t)`, nats.
 
         Its mean over ``t ~ U(0, 1)`` bounds :math:`-\log p(x_0)` of the continuous-time model from above (MDLM eq. 10).
+
+        With stages, the weight :math:`1 / (t - a_i)` of a run of ``n`` positions is replaced by its mean over ``t``
+        given that ``m`` of them are masked, :math:`\frac{n + 1}{m (b_i - a_i)}`: the same bound, without the weights
+        that grow beyond all bounds at the end of a window.
         """
-        loss = F.cross_entropy(prediction.flatten(0, 1), x_0.flatten(), reduction="none").view_as(x_0)
-        return (loss * (x_t == self.mask)).sum(-1) / t
+        loss = F.cross_entropy(prediction.flatten(0, 1), x_0.flatten().long(), reduction="none").view_as(x_0)
+        masked = x_t == self.mask
+        if self.stages is None:
+            return (loss * masked).sum(-1) / t
+        total = torch.zeros_like(loss[:, 0])
+        for run, (positions, high, low) in zip(self._runs(x_t), self.stages, strict=True):
+            weight = (positions + 1) / (masked[:, run].sum(-1).clamp(min=1) * (high - low))
+            inside = loss[:, run].where(masked[:, run], 0).sum(-1)  # shown letters may be impossible under a network
+            total = total + (inside * weight).where((low < t) & (t < high), 0)
+        return total
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"vocabulary": self.vocabulary, "reveal": self.reveal}
+        stages = {} if self.stages is None else {"stages": [list(stage) for stage in self.stages]}
+        return {"vocabulary": self.vocabulary, "reveal": self.reveal, **stages}
+
+    def _hidden(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B S"]:
+        """Probability (3) of each run to be masked."""
+        assert self.stages is not None
+        return torch.stack([((t - low) / (high - low)).clamp(0, 1) for _, high, low in self.stages], dim=-1)
+
+    def _runs(self, x: Tensor) -> list[slice]:
+        """Positions of each run.
+
+        Raises:
+            ShapeError: the runs are of another length than the state.
+        """
+        assert self.stages is not None
+        ends = [0, *itertools.accumulate(positions for positions, _, _ in self.stages)]
+        if ends[-1] != x.shape[1]:
+            raise ShapeError(
+                f"expected states of {ends[-1]} positions, as the stages have; got {x.shape[1]}; correct the stages"
+            )
+        return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
+def _checked(stage: Sequence[float]) -> tuple[int, float, float]:
+    if len(stage) != 3 or int(stage[0]) != stage[0] or stage[0] < 1 or not 1 >= stage[1] > stage[2] >= 0:
+        raise ConfigError(
+            f"expected a stage (positions, from, to) with 1 >= from > to >= 0; got {tuple(stage)}; correct it"
+        )
+    return int(stage[0]), float(stage[1]), float(stage[2])
 
 
 class MaskedStep(Transition):
@@ -112,33 +202,59 @@ class MaskedStep(Transition):
     Args:
         logits: unnormalised log token laws, ``[B, L, V]``.
         x_t: current tokens ``[B, L]``, or a relaxed state ``[B, L, V + 1]``, one-hot in value.
-        keep: :math:`s / t`, the expected fraction of masked positions that stay masked, scalar or ``[B]``.
+        keep: :math:`u_s / u_t`, the expected fraction of masked positions that stay masked, scalar or ``[B]``; with
+            runs, ``[S]``, ``[1, S]`` or ``[B, S]``.
         reveal: the reveal law.
+        runs: positions of each of ``S`` runs; all positions are one run when not given.
     """
 
     discrete = True
 
-    def __init__(self, logits: Float[Tensor, "B L V"], x_t: Tensor, keep: Tensor, reveal: str) -> None:
+    def __init__(
+        self,
+        logits: Float[Tensor, "B L V"],
+        x_t: Tensor,
+        keep: Tensor,
+        reveal: str,
+        runs: Sequence[slice] | None = None,
+    ) -> None:
         self.logits, self.reveal = logits, reveal
         self.relaxed = x_t if x_t.ndim == 3 else None
         self.x_t = x_t if self.relaxed is None else x_t.detach().argmax(-1)
         self.masked = self.x_t == logits.shape[-1]
-        self.keep = keep.expand(x_t.shape[0])
+        self.runs = [slice(None)] if runs is None else list(runs)
+        batch = x_t.shape[0]
+        self.keep = keep.expand(batch) if runs is None else keep.expand(batch, len(self.runs))
+        self._keep = self.keep.view(batch, len(self.runs))
         if reveal == "count":
-            m = self.masked.sum(-1)
-            self.shown = m - (m * self.keep + 0.5 - 1e-9).floor().long()
+            m = self._per_run(self.masked)
+            self._shown = m - (m * self._keep + 0.5 - 1e-9).floor().long()
+
+    @property
+    def shown(self) -> Int[Tensor, " B"]:
+        """How many positions the law "count" shows."""
+        return self._shown.sum(-1)
+
+    def _per_run(self, per_position: Tensor) -> Tensor:
+        """Sums over the positions of each run, ``[B, S]``."""
+        return torch.stack([per_position[:, run].sum(-1) for run in self.runs], dim=-1)
 
     def _positions(self, rng: torch.Generator) -> Bool[Tensor, "B L"]:
         """Draw the set R of positions to show."""
         noise = torch.rand(self.x_t.shape, generator=rng, device=self.x_t.device, dtype=torch.float64)
-        if self.reveal == "independent":
-            return self.masked & (noise >= self.keep[:, None])
-        most = int(self.shown.max())
-        if most == 0:
-            return torch.zeros_like(self.masked)
-        order = noise.masked_fill(~self.masked, -1.0).topk(most, dim=-1).indices
-        chosen = torch.arange(most, device=noise.device) < self.shown[:, None]
-        return torch.zeros_like(self.masked).scatter_(1, order, chosen)
+        chosen = torch.zeros_like(self.masked)
+        for number, run in enumerate(self.runs):
+            masked, noisy = self.masked[:, run], noise[:, run]
+            if self.reveal == "independent":
+                chosen[:, run] = masked & (noisy >= self._keep[:, number, None])
+                continue
+            shown = self._shown[:, number]
+            most = int(shown.max())
+            if most > 0:
+                order = noisy.masked_fill(~masked, -1.0).topk(most, dim=-1).indices
+                first = torch.arange(most, device=noise.device) < shown[:, None]
+                chosen[:, run] = torch.zeros_like(masked).scatter_(1, order, first)
+        return chosen
 
     @torch.no_grad()
     def sample(self, rng: torch.Generator) -> Int[Tensor, "B L"]:
@@ -156,29 +272,33 @@ class MaskedStep(Transition):
         token = x_s.where(shown, 0)
         picked = self.logits.gather(-1, token[..., None])[..., 0] - self.logits.logsumexp(-1)
         possible = (self.masked | (x_s == self.x_t)).all(-1)
-        n = shown.sum(-1)
+        m, n = self._per_run(self.masked), self._per_run(shown)
         if self.reveal == "count":
-            m = self.masked.sum(-1).double()
-            reveal = -_log_binomial(m, self.shown.double())
-            possible = possible & (n == self.shown)
+            reveal = -_log_binomial(m.double(), self._shown.double())
+            possible = possible & (n == self._shown).all(-1)
         else:
-            stay = (self.masked.sum(-1) - n).double()
-            reveal = torch.xlogy(stay, self.keep) + torch.xlogy(n.double(), 1 - self.keep)
-        law = picked.where(shown, 0).sum(-1) + reveal.to(picked.dtype)
+            reveal = torch.xlogy((m - n).double(), self._keep) + torch.xlogy(n.double(), 1 - self._keep)
+        law = picked.where(shown, 0).sum(-1) + reveal.sum(-1).to(picked.dtype)
         return law.where(possible, -torch.inf)
 
     def kl(self, other: MaskedStep) -> Float[Tensor, " B"]:
         """Equation (2), in nats."""
         mine, theirs = self.logits.log_softmax(-1), other.logits.log_softmax(-1)
         log_ratio = (mine - theirs).where(~mine.isneginf(), 0)  # 0 log 0 = 0, while a diverged network's NaN stays
-        total = (mine.exp() * log_ratio).sum(-1).where(self.masked, 0).sum(-1)
+        total = self._per_run((mine.exp() * log_ratio).sum(-1).where(self.masked, 0))
         fraction = self._expected_fraction().to(mine.dtype)
-        return (total * fraction).where(fraction > 0, 0)
+        return (total * fraction).where(fraction > 0, 0).sum(-1)
 
-    def _expected_fraction(self) -> Float[Tensor, " B"]:
+    def _expected_fraction(self) -> Float[Tensor, "B S"]:
         if self.reveal == "independent":
-            return 1 - self.keep
-        return self.shown.double() / self.masked.sum(-1).clamp(min=1)
+            return 1 - self._keep
+        return self._shown.double() / self._per_run(self.masked).clamp(min=1)
+
+    def tilted(self, tilt: Float[Tensor, "B L V"]) -> MaskedStep:
+        """The step with token laws times ``exp(tilt)``, nats."""
+        step = copy.copy(self)
+        step.logits = self.logits + tilt.to(self.logits.dtype)
+        return step
 
     def relax(self, rng: torch.Generator, *, tau: float) -> Float[Tensor, "B L V1"]:
         """Straight-through Gumbel-softmax: exact one-hot samples of (1) forward, the relaxed gradient backward."""

@@ -63,8 +63,11 @@ class FunctionReward:
         except (Exception, SystemExit):  # a user's function may raise anything; find out which designs are to blame
             answers = self._one_by_one(designs)
         values, self.reasons = [], []
-        for answer in answers:
+        said = list(getattr(self.function, "reasons", None) or [])  # a reward of ours, named in a file
+        said = said if len(said) == len(answers) else [None] * len(answers)
+        for answer, own in zip(answers, said, strict=True):
             value, reason = answer if isinstance(answer, _Failure) else _number(answer, self.name)
+            reason = own if own and reason else reason
             values.append(value)
             self.reasons.append(reason)
         self.proven = self.proven or not all(map(math.isnan, values))

@@ -145,9 +145,7 @@ class GuidedPolicy(Policy):
             like = law.logits if isinstance(law, MaskedStep) else law.log_law
             one_hot = F.one_hot(x_t, self.process.vocabulary + 1).to(like.dtype)
             tilt = gradient(self.value, one_hot, s, cond)[..., :-1] / self.alpha
-        if isinstance(law, UniformStep):
-            return law.tilted(tilt)
-        return MaskedStep(law.logits + tilt.to(law.logits.dtype), x_t, law.keep, law.reveal)
+        return law.tilted(tilt)
 
     def _tilted_score(
         self, process: GaussianSteps, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None

@@ -1,5 +1,8 @@
 r"""Bootstrap ensemble: networks trained on resamples, whose disagreement is the epistemic std.
 
+With few rows each member holds a random prior function too (:mod:`~difftilt.surrogates.training`, equation (2)), so
+that they disagree where no row is near.
+
 .. math::
     \hat r = \frac1E \sum_e f_e, \qquad
     \operatorname{Cov}(x, x') = \frac{1}{E - 1} \sum_e (f_e(x) - \hat r(x)) (f_e(x') - \hat r(x'))          \qquad (1)
@@ -14,10 +17,12 @@ Differs from the paper in: draws are (2), where SEIKO's code takes one member; m
 References:
     Uehara, Zhao et al. 2024 (SEIKO), https://arxiv.org/abs/2402.16359.
     Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474.
+    Osband, Aslanides & Cassirer 2018 (randomised priors), https://arxiv.org/abs/1806.03335.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,12 +83,17 @@ class Ensemble:
     not set, fewer than 2,000 designs are read by letters and counts of words, more by themselves."""
     network: dict[str, Any] | None = None
     """Description of a registered regressor; a small one for what it reads when not set."""
+    prior_std: float | None = None
+    """Spread over the rows of the random functions that members hold, in standard deviations of the values; 0 for none.
+    When not set, 1 with fewer than 2,000 designs and 0 with more, which networks then fit better."""
     training: Training = field(default_factory=Training)
     """How members are trained."""
 
     def __post_init__(self) -> None:
         if self.members < 2:
             raise ConfigError(f"expected at least 2 members; got {self.members}; one cannot disagree")
+        if self.prior_std is not None and not 0 <= self.prior_std < math.inf:
+            raise ConfigError(f"expected a prior std of 0 or more; got {self.prior_std}; 0 leaves random functions out")
 
     def fit(self, codec: Codec, measurements: Measurements, rng: torch.Generator) -> EnsembleSurrogate:
         """The members after the feasible measurements."""
@@ -94,7 +104,10 @@ class Ensemble:
             names = default_features(rows.x) if len(rows) < MANY else ()
         phi = features(names, rows.x) if names else _itself
         x = phi(rows.x)
-        networks = train(x, y, variance, rng, members=self.members, network=self.network, config=self.training)
+        prior_std = float(len(rows) < MANY) if self.prior_std is None else self.prior_std
+        networks = train(
+            x, y, variance, rng, members=self.members, network=self.network, config=self.training, prior_std=prior_std
+        )
         mean, spread, known = _out_of_bag(networks, x)
         left = ((mean - y).square() - spread - variance)[known]
         beyond = left.mean().clamp(min=0).sqrt().item() if len(left) else 1.0  # of too few rows nothing is known

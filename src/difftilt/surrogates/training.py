@@ -10,8 +10,22 @@ where :math:`n_{ei}` is how often its resample holds row ``i``, :math:`v_i` is t
 keeps the parameters with the least error there, weighted by ``w`` too, and stops when no member improves. All members
 see the same batches, so that one pass over a batch serves them all.
 
+Away from the rows, members trained alike extrapolate alike, and agree on what none of them can know. A *randomised
+prior* makes them disagree there: member ``e`` is
+
+.. math:: f_e = g_e + \beta_E\, (q_e - \bar q), \qquad q_e = (p_e - \mu_e) / \sigma_e, \qquad
+    \beta_E = \beta \sqrt{E / (E - 1)}                                                                     \qquad (2)
+
+with :math:`p_e` a network of the same form at its random start, which stays as it is, of mean :math:`\mu_e` and std
+:math:`\sigma_e` over the rows, and :math:`g_e` trained so that :math:`f_e` meets (1): near the rows it undoes the
+prior, elsewhere it cannot know of it. Priors have the spread :math:`\beta` over the rows, where the values have 1.
+
+Differs from the paper in: :math:`\bar q`, the members' mean, is taken off, so that the mean of the members is not moved
+by random functions; heights by the rows.
+
 References:
     Breiman 1996, Bagging Predictors, https://doi.org/10.1007/BF00058655.
+    Osband, Aslanides & Cassirer 2018 (randomised priors, section 3), https://arxiv.org/abs/1806.03335.
 """
 
 from __future__ import annotations
@@ -66,6 +80,25 @@ def default_network(event_shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Priors:
+    """Random functions of (2), which no row changes."""
+
+    network: nn.Module
+    """The form; its own parameters are not used."""
+    state: dict[str, Tensor]
+    """Parameters and buffers ``[E, ...]``."""
+    shift: Float[Tensor, "E 1"]
+    r""":math:`\mu_e`."""
+    height: Float[Tensor, "E 1"]
+    r""":math:`\beta_E / \sigma_e`."""
+
+    def __call__(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, "E B"]:
+        """What is added to each member, standardised, float64; its sum over members is 0. Gradient flows to ``p``."""
+        value = self.height * (forward(self.network, self.state, p.float()).double() - self.shift)
+        return value - value.mean(0)
+
+
+@dataclass(frozen=True)
 class Members:
     """Trained networks of one form, with their parameters stacked."""
 
@@ -75,10 +108,13 @@ class Members:
     """Parameters and buffers ``[E, ...]``."""
     held_out: Bool[Tensor, "E N"]
     """Rows that a member's resample does not hold."""
+    priors: Priors | None = None
+    """Equation (2); ``None`` where beta is 0."""
 
     def __call__(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, "E B"]:
         """Standardised predictions, float64. Gradient flows to ``p``."""
-        return forward(self.network, self.state, p.float()).double()
+        value = forward(self.network, self.state, p.float()).double()
+        return value if self.priors is None else value + self.priors(p)
 
 
 def forward(network: nn.Module, state: dict[str, Tensor], p: Tensor) -> Float[Tensor, "E B"]:
@@ -95,8 +131,9 @@ def train(
     members: int,
     network: dict[str, Any] | None,
     config: Training,
+    prior_std: float = 0.0,
 ) -> Members:
-    """Equation (1).
+    r"""Equation (1).
 
     Args:
         x: readable designs.
@@ -106,6 +143,7 @@ def train(
         members: ``E``.
         network: description of a registered regressor; :func:`default_network` when not given.
         config: settings.
+        prior_std: :math:`\beta` of (2), standardised; needs two members where it is not 0.
 
     Raises:
         DataError: a loss that is no number.
@@ -121,7 +159,11 @@ def train(
     total = max(config.updates, config.epochs * math.ceil(len(x) / config.batch))
     look = math.ceil(total / 30)
     with seeded_initialisation(int(torch.randint(2**31, (1,), generator=rng))):
-        made = [construct("regressor", network or default_network(x.shape[1:])) for _ in range(members)]
+        described, target, priors = network or default_network(x.shape[1:]), y.expand(members, -1), None
+        if prior_std:
+            priors = _priors([construct("regressor", described) for _ in range(members)], x, prior_std)
+            target = target - torch.cat([priors(part) for part in x.split(512)], dim=1).float()
+        made = [construct("regressor", described) for _ in range(members)]
         params, buffers = stack_module_state(made)
         form = copy.deepcopy(made[0]).train()
         optimiser = torch.optim.AdamW(params.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -133,7 +175,7 @@ def train(
             if not len(order):
                 order = torch.randperm(len(x), generator=rng)
             part, order = order[: config.batch], order[config.batch :]
-            error = forward(form, params | buffers, x[part]) - y[part]
+            error = forward(form, params | buffers, x[part]) - target[:, part]
             optimiser.zero_grad(set_to_none=True)
             (weight[:, part] * error.square()).mean(1).sum().backward()
             optimiser.step()
@@ -141,7 +183,7 @@ def train(
             if update % look and update != total:
                 continue
             form.eval()
-            missed = _held_out_error(form, params | buffers, x, y, held_out * precision)
+            missed = _held_out_error(form, params | buffers, x, target, held_out * precision)
             form.train()
             better = missed < best
             best = missed.where(better, best)
@@ -152,16 +194,27 @@ def train(
                 break
     if best.isinf().any():
         raise DataError("expected values that a network can fit; got a loss that is no number; check the values")
-    return Members(form.eval().requires_grad_(False), kept | buffers, held_out)
+    return Members(form.eval().requires_grad_(False), kept | buffers, held_out, priors)
+
+
+@torch.no_grad()
+def _priors(made: list[nn.Module], x: Float[Tensor, "N *event"], std: float) -> Priors:
+    """Equation (2) of networks at their random start."""
+    form = copy.deepcopy(made[0]).eval().requires_grad_(False)
+    params, buffers = stack_module_state(made)
+    state = {name: value.detach() for name, value in (params | buffers).items()}
+    value = torch.cat([forward(form, state, part) for part in x.split(512)], dim=1).double()
+    whole = std * (len(made) / (len(made) - 1)) ** 0.5
+    return Priors(form, state, value.mean(1, keepdim=True), whole / value.std(1, keepdim=True).clamp(min=1e-12))
 
 
 @torch.no_grad()
 def _held_out_error(
-    form: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor
+    form: nn.Module, state: dict[str, Tensor], x: Tensor, target: Float[Tensor, "E N"], weight: Tensor
 ) -> Float[Tensor, " E"]:
     """Weighted mean squared error of each member on its held-out rows."""
     predicted = torch.cat([forward(form, state, part) for part in x.split(512)], dim=1)
-    return ((predicted - y).square() * weight).sum(1) / weight.sum(1)
+    return ((predicted - target).square() * weight).sum(1) / weight.sum(1)
 
 
 def last_layer_features(members: Members) -> Callable[[Tensor], Tensor]:

@@ -183,7 +183,7 @@ CHANGES: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("reward_weighted_mle", "affine"): (400, {"batch": 2048}),
     ("value_weighted_mle", "affine"): (300, {"batch": 512, "learning_rate": 0.02}),
     ("distill", "affine"): (200, {"batch": 2048}),
-    ("distill", "sticks"): (80, {"batch": 2048, "learning_rate": 0.05}),
+    ("distill", "sticks"): (150, {"batch": 2048, "epochs": 1, "minibatches": 8, "learning_rate": 0.02}),
     ("value_weighted_mle", "sticks"): (80, {}),
     ("distill", "flow"): (200, {"batch": 4096, "learning_rate": 0.03}),
 }

@@ -16,7 +16,7 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
-from difftilt.data import Table, dataset, find
+from difftilt.data import Table, find, record_of
 from difftilt.domains.task import Designs, Task
 from difftilt.errors import ConfigError, StateError, UnsupportedError
 from difftilt.rewards.combined import CombinedReward
@@ -52,7 +52,7 @@ class Job:
             "reward_name": _describe(self.reward, str(settings.reward)),
             "judge_name": None if self.judge is None else _describe(self.judge, "model"),
             "naturalness": entry.naturalness,
-            "citation": dataset(entry.data_set).citation,
+            "citation": record_of(entry.data_set).citation,
         }
 
 

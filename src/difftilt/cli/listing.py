@@ -79,21 +79,22 @@ def data_command(argv: Sequence[str]) -> None:
         DataFlags, argv, command="difftilt data", summary="Show where data sets are, or prepare one."
     ).words
 
-    from difftilt.data import dataset, find, names, prepare
+    from difftilt.data import find, image_names, names, prepare, record_of
 
+    every = (*names(), *image_names())
     if not words:
         rows = [
-            (name, dataset(name).title, str(find(name) or f"not here; run: difftilt data prepare {name}"))
-            for name in names()
+            (name, record_of(name).title, str(find(name) or f"not here; run: difftilt data prepare {name}"))
+            for name in every
         ]
         _section("data sets", rows)
         return
     if words[0] != "prepare":
         raise nearest(words[0], ["prepare"], what="action of `difftilt data`")
     if len(words) == 1:
-        raise ConfigError(f"expected `difftilt data prepare NAME`; got no NAME; choose one of: {', '.join(names())}")
+        raise ConfigError(f"expected `difftilt data prepare NAME`; got no NAME; choose one of: {', '.join(every)}")
     for name in words[1:]:
-        dataset(name)
+        record_of(name)
     for name in words[1:]:
         print(f"{name}  {prepare(name)}")
 

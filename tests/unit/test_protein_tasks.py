@@ -163,7 +163,6 @@ def test_every_part_is_trained_and_its_card_has_the_numbers(tmp_path):
     assert {
         "advantage_over_independent_sites",
         "independent_sites_and_number_nats_per_design",
-        "advantage_of_the_network",
     } <= set(denoiser)
     assert sum(float(share) for share in denoiser["test_shares_by_mutations"].split()) == pytest.approx(1, abs=0.01)
     assert 0.5 < done["reward"]["test_auc_upper_mode"] <= 1

@@ -180,7 +180,7 @@ def test_idx_files_are_read_with_the_labels_beside_them(tmp_path: Path) -> None:
 )
 def test_a_damaged_idx_file_is_refused(tmp_path: Path, data_: bytes) -> None:
     (tmp_path / "x-ubyte").write_bytes(data_)
-    with pytest.raises(DataError, match="IDX|as its head says"):
+    with pytest.raises(DataError, match=r"IDX|as its head says"):
         read_idx(tmp_path / "x-ubyte")
 
 

@@ -81,13 +81,16 @@ def test_every_example_runs_in_order(
     assert said.startswith("643 ")
     assert '30 (32, 32) ("broken.png: ' in said
     assert names["bound"].shape == (8,)
+    assert len(names["policy"].trainable()) < len(list(names["policy"].parameters()))
     for result in ("smaller", "prettier", "result"):
         assert isinstance(names[result].policy, dt.Policy)
     assert names["images"].images.shape == (30, 32, 32, 3)
 
 
 @pytest.mark.skipif("emoji" not in build.TASKS, reason="the tasks of images are not wired up")
-def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(build.TASKS, "emoji", TINY)
     icons(Path("my-icons"))

@@ -143,7 +143,8 @@ CLOTHING = LabelledImageTask(
     default_reward="label-dress",
     grouping="the source's own: 3,068 train, 341 validation, 372 test",
     names=_labels("clothing"),
-    classifying=ClassifierConfig(width=16, updates=1500, mirror=True),
+    classifying=ClassifierConfig(width=16, updates=800, mirror=True),
+    shipped=False,
 )
 
 DIGITS = LabelledImageTask(
@@ -160,7 +161,8 @@ DIGITS = LabelledImageTask(
     fractions=(0.75, 0.05, 0.2),
     grouping="at random: 75 % training, 5 % validation, 20 % test, all of MNIST's test set",
     names=_labels("digits"),
-    classifying=ClassifierConfig(width=12, updates=1000),
+    classifying=ClassifierConfig(width=12, updates=600),
+    shipped=False,
 )
 
 TASKS = (EMOJI, CLOTHING, DIGITS)

@@ -231,14 +231,14 @@ def main() -> None:
 
     PartialState(cpu=True)  # TRL's trainers ask for its logger before they make one
     size = sum(p.numel() for p in pipeline(Path(tempfile.mkdtemp())).unet.parameters())
-    facts = {"parameters": size, "batch": BATCH, "steps": STEPS, "guidance": GUIDANCE, "runs": options.runs}
+    facts = {"parameters": size, "batch": BATCH, "steps": STEPS, "guidance": GUIDANCE, **provenance()}
     kept = options.out is not None and options.out.is_file()
     found: dict[str, dict[str, Any]] = json.loads(options.out.read_text())["rows"] if kept else {}
     print("| work | difftilt | bare | TRL | against bare | against TRL |\n|---|---|---|---|---|---|")
     for name, row in measured(options.runs, options.parts):
         cells = (f"{row[key]:.2f}" for key in ("difftilt", "bare", "trl", "against_bare", "against_trl"))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-        found[name] = {**row, **provenance()}
+        found[name] = {**row, "runs": options.runs, "commit": provenance()["commit"]}
         if options.out is not None:
             options.out.write_text(json.dumps({"rows": found, **facts}, indent=2) + "\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import subprocess
 import sys
 import time
@@ -49,12 +50,13 @@ def write_part(out: Path, part: Sequence[str], row: dict[str, Any]) -> None:
 def take_turns(runs: int, works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Process seconds of each work, run in turn ``runs`` times after a warm-up of each.
 
-    Every turn begins with another work, so that none always follows the same one; garbage is collected off the clock.
+    Each turn has an order of its own, so that none always follows the same one; garbage is collected off the clock.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
-    order = list(works.items())
+    order, shuffle = list(works.items()), random.Random(0).shuffle
     for run in range(runs + 1):
-        for name, work in order[run % len(order) :] + order[: run % len(order)]:
+        shuffle(order)
+        for name, work in order:
             gc.collect()
             start = time.process_time()
             work()

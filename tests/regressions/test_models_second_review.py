@@ -12,8 +12,12 @@ import torch
 
 import difftilt as dt
 import tiny
+from difftilt.core.codec import VectorCodec
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import ConfigError, ShapeError, StateError, UnsupportedError
+from difftilt.networks.diffusers_scheduler import from_diffusers
+from difftilt.networks.lora import Adapted
+from difftilt.processes import Flow, Simplex, Uniform
 
 
 def test_a_small_network_spent_a_hundredth_of_its_pass_on_the_search_for_its_dtype(monkeypatch):
@@ -109,3 +113,124 @@ def test_conditions_of_another_encoder_are_named(tmp_path):
     policy = dt.load(tiny.stable_diffusion(tmp_path), steps=2)
     with pytest.raises(ShapeError, match=r"\(8, 16\) for the condition 'prompt'.*got \(8, 7\)"):
         policy.sample(1, cond={"prompt": torch.zeros(1, 8, 7)})
+
+
+# --- what no test had seen: each fails on a one-line change of the adapters -----------------------------------------
+
+
+def test_a_config_of_ddpm_makes_a_ddim_chain_whatever_its_variance():
+    from diffusers import DDPMScheduler
+
+    config = {**DDPMScheduler(clip_sample=False).config, "variance_type": "fixed_large"}
+    process, grid = from_diffusers(config, 5)
+    other, _ = from_diffusers({**config, "variance_type": "learned_range"}, 5)
+    assert process.config() == other.config()
+    assert process.kernel == "ddim"
+    with pytest.raises(UnsupportedError, match="learned_range"):
+        from_diffusers({**config, "variance_type": "learned_range"}, 5, kernel="ddpm")
+    with pytest.raises(UnsupportedError, match="fixed_large_log"):
+        from_diffusers({**config, "variance_type": "fixed_large_log"}, 5, kernel="ddpm")
+    with pytest.raises(UnsupportedError, match="thresholding off"):
+        from_diffusers({**config, "thresholding": True}, 5)
+    assert len(grid) == 6
+
+
+def test_trained_betas_are_the_tables():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        num_train_timesteps=40, trained_betas=torch.linspace(1e-4, 0.3, 40).tolist(), clip_sample=False
+    )
+    scheduler.set_timesteps(8)
+    process, grid = from_diffusers(scheduler.config, 8)
+    table = [scheduler.alphas_cumprod[i].item() for i in scheduler.timesteps]
+    assert process.schedule.scales(grid[:-1])[0].square().tolist() == pytest.approx(table, abs=1e-12)
+
+
+def test_a_flow_model_is_told_its_own_number_of_timesteps(tmp_path):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline = tiny.stable_diffusion_3(tmp_path)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=200, shift=3.0)
+    policy = dt.load(pipeline, prompt="a", steps=4, level=0.0, guidance_scale=1.0)
+    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
+    latents = pipeline("a", num_inference_steps=4, guidance_scale=1.0, generator=theirs, output_type="latent").images
+    assert (sample_states(policy, 1, ours) - latents).abs().max() < 1e-5 * latents.abs().max()
+
+
+def test_scales_of_at_most_one_are_no_guidance_as_in_diffusers(tmp_path):
+    pipeline = tiny.stable_diffusion(tmp_path)
+    none = dt.load(pipeline, prompt="a", steps=2, guidance_scale=1.0)
+    for scale in (0.0, 0.5):
+        policy = dt.load(pipeline, prompt="a", steps=2, guidance_scale=scale)
+        assert policy.denoiser.scale == 1
+        assert sample_states(policy, 2, torch.Generator().manual_seed(0)).equal(
+            sample_states(none, 2, torch.Generator().manual_seed(0))
+        )
+
+
+def test_adapters_are_scaled_by_their_alpha_over_their_rank():
+    bare = torch.nn.Linear(3, 2)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = bare
+
+        def forward(self, x_t, t, cond=None):
+            return self.lin(x_t)
+
+    adapted = Adapted(Net(), rank=2, lora_alpha=6, targets=["lin"])
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    parts = dict(adapted.named_parameters())
+    a, b = (next(value for name, value in parts.items() if f".lora_{letter}." in name) for letter in "AB")
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(adapted(x, x[:, 0]), bare(x) + 6 / 2 * x @ a.T @ b.T)
+
+
+@pytest.mark.parametrize(("window", "level", "memoryless", "full"), [
+    ((1.0, 0.0), 2**0.5, True, True), ((0.9, 0.0), 2**0.5, False, False), ((1.0, 0.3), 2**0.5, True, False),
+    ((1.0, 0.0), 1.0, False, False), ((1.0, 0.0), 2.0, True, True),
+])  # fmt: skip
+def test_what_a_flow_says_of_its_noise(window, level, memoryless, full):
+    flow = Flow(level, window=window)
+    assert (flow.memoryless, flow.full_noise) == (memoryless, full)
+
+
+def test_windowed_keeps_the_floor_of_its_flow():
+    network = tiny.Velocity()
+    policy = dt.load(network, process=Flow(sigma_min=0.25), codec=VectorCodec(), event_shape=(2,), steps=4)
+    made = dt.windowed(policy, 0.6, 0.0)
+    assert made.process.sigma_min == 0.25
+    step = made.step(torch.zeros(3, 2), torch.tensor(0.25, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
+    assert step.std.tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("s", [0.0, 0.25])
+def test_letters_that_a_uniform_chain_never_shows_had_no_gradient_at_the_last_step(s, rng):
+    own, other = (torch.randn(2, 3, 4, dtype=torch.float64, generator=rng) for _ in range(2))
+    own[..., 2] = -torch.inf
+    own.requires_grad_(True)
+    times = torch.tensor(0.5, dtype=torch.float64), torch.tensor(s, dtype=torch.float64)
+    mine, theirs = (Uniform(4).transition(logits, torch.tensor([[0, 1, 3]] * 2), *times) for logits in (own, other))
+    possible = mine.log_law > -torch.inf
+    terms = mine.log_law.exp() * (mine.log_law - theirs.log_law)
+    assert mine.kl(theirs).tolist() == pytest.approx(
+        [row[at].sum().item() for row, at in zip(terms, possible, strict=True)]
+    )
+    assert (s > 0) == bool(possible.all())
+    (mine.kl(theirs) + mine.log_prob(mine.sample(rng))).sum().backward()
+    assert own.grad.isfinite().all()
+    assert (own.grad[..., 2] == 0).all()
+
+
+def test_a_simplex_step_from_the_earliest_times_is_finite(rng):
+    process, u = Simplex(3), torch.rand(2, 4, 2, generator=rng)
+    logits = torch.zeros(2, 4, 3)
+    for t in (1e-3, 5e-4, 1e-5):
+        time = torch.tensor(t, dtype=torch.float64)
+        law = process.transition(logits, u, time, torch.zeros_like(time))
+        assert law.mean.isfinite().all()
+        assert process.corrupt(torch.zeros(2, 4, dtype=torch.long), time.expand(2), rng).isfinite().all()

@@ -13,10 +13,11 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from campaign_parts import begin, rows
+from campaign_parts import begin, letters, rows
 from difftilt.campaigns import facts
 from difftilt.campaigns import results as module
 from difftilt.campaigns.campaign import Campaign
@@ -259,8 +260,53 @@ def test_a_whole_number_names_the_same_replicate_however_it_is_written(
 
 
 def test_other_names_of_replicates_stay_as_they_are(tmp_path: Path) -> None:
-    text = "id,replicate,value\nd00001,1.5,0.5\nd00001,01,0.6\nd00001,b.0,0.7\nd00001,10,0.8\n"
-    assert [row[1] for row in read(text, tmp_path)] == ["1.5", "01", "b.0", "10"]
+    text = "id,replicate,value\nd00001,1.5,0.5\nd00001,0,0.6\nd00001,b.0,0.7\nd00001,10,0.8\nd00001,100.0,0.9\n"
+    assert [row[1] for row in read(text, tmp_path)] == ["1.5", "0", "b.0", "10", "100"]
+
+
+@pytest.mark.parametrize(("first", "saved_again"), [("01", "1"), ("1", "001"), ("A", "a"), ("b", "B")])
+def test_a_replicate_whose_name_a_spreadsheet_or_a_person_changed_is_not_counted_twice(
+    lab: Campaign, tmp_path: Path, first: str, saved_again: str
+) -> None:
+    """Twin: another name is another replicate."""
+    for name, known in ((first, 0), (saved_again, 1), ("twin", 0)):
+        file = tmp_path / f"{name}-{known}.csv"
+        file.write_text(f"id,replicate,value\nd00001,{name},0.5\n")
+        assert lab.record(file).known == known
+    assert len(lab.history().data()[0]) == 2
+    file.write_text(f"id,replicate,value\nd00002,{first},0.5\nd00002,{saved_again},0.6\n")
+    with pytest.raises(ResultsError, match="expected one line for replicate"):
+        lab.record(file)
+    file.write_text(f"id,replicate,value\nd00001,{saved_again},0.7\n")
+    assert lab.record(file, correct=True).corrected == 1
+    assert lab.history().designs[0].values == (0.5, 0.7)
+
+
+@pytest.mark.parametrize("unit", ["\N{MICRO SIGN}M", "\N{GREEK SMALL LETTER MU}M", " \N{MICRO SIGN}M "])
+def test_the_two_signs_for_micro_are_one_unit(tmp_path: Path, unit: str) -> None:
+    """The campaign's own, as typed at its beginning, too. Twins: another unit; no unit at all."""
+    lab = begin(str(tmp_path / "lab"), unit=unit)
+    lab.propose(proposer=letters)
+    for letter, design in (("\N{MICRO SIGN}", "d00001"), ("\N{GREEK SMALL LETTER MU}", "d00002")):
+        assert lab.record([{"id": design, "value": 0.5, "unit": f"{letter}M"}]).measured == 1
+    with pytest.raises(ResultsError, match="expected the unit"):
+        lab.record([{"id": "d00003", "value": 0.5, "unit": "nM"}])
+    free = begin(str(tmp_path / "free"), unit="")
+    free.propose(proposer=letters)
+    free.record([{"id": "d00001", "value": 0.5, "unit": "nM"}])
+    assert free.history().unit == "nM"
+
+
+@pytest.mark.parametrize("wrong", [{"budget": True}, {"batch": False}, {"batch": 0}, {"budget": -3}])
+def test_a_batch_or_budget_that_is_no_number_of_designs_is_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="1 or more, a whole number; got"):
+        CampaignSettings(**{"name": "lab", "task": "none", **wrong})
+
+
+@pytest.mark.parametrize("value", [10**400, torch.zeros(2), [1.0], 1j])
+def test_what_is_no_number_in_python_is_a_faulty_line(lab: Campaign, value: object) -> None:
+    with pytest.raises(ResultsError, match="rows, line 1: expected a"):
+        lab.record([{"id": "d00001", "value": value}])
 
 
 def campaign_of(sequences: Sequence[str], place: Path) -> Campaign:

@@ -12,7 +12,8 @@ from difftilt.errors import ConfigError, DataError, ShapeError
 pytest.importorskip("rdkit")
 pytest.importorskip("selfies")
 from difftilt.core.molecules import canonical, read_molecule
-from difftilt.domains.molecule.codec import SelfiesCodec, common_words, room_for, to_words, words
+from difftilt.domains.molecule.codec import SelfiesCodec
+from difftilt.domains.molecule.words import Reader, common, joined, room_for, symbols, to_symbols
 
 SMILES = [
     "CC(=O)Oc1ccccc1C(=O)O", "C[C@@H](N)C(=O)O", "C[C@H](N)C(=O)O", "F/C=C/F", "C[NH2+]Cc1ccc(Cl)cc1",
@@ -22,7 +23,8 @@ SMILES = [
 
 @pytest.fixture(scope="module")
 def codec() -> SelfiesCodec:
-    return SelfiesCodec(common_words([to_words(smiles) or [] for smiles in SMILES], fewest=1), 36)
+    alphabet = common([to_symbols(smiles) or [] for smiles in SMILES], fewest=1)
+    return SelfiesCodec([*alphabet, "[C][=C]", "[=Branch1][C][=O]"], 36)
 
 
 def test_designs_come_back_canonical(codec):
@@ -74,7 +76,7 @@ def test_masks_are_not_designs(codec):
         ("CC.O", "fragments"),
         ("not smiles", "unparsable"),
         ("", "empty"),
-        ("CCP", r"words of the model's \d+; got \[P\]"),
+        ("CCP", r"the model's \d+ words; got \[P\]"),
         ("C" * 37, "at most 36 words; got 37"),
     ],
 )
@@ -87,7 +89,7 @@ def test_it_is_a_registered_part_and_its_words_are_checked(codec):
     again = construct("codec", describe(codec))
     assert again.alphabet == codec.alphabet
     assert again.length == codec.length
-    for alphabet in (["[C]", "[C]"], ["C"], ["[C][N]"], [""]):
+    for alphabet in (["[C]", "[C]"], ["C"], ["[C]N"], [""]):
         with pytest.raises(ConfigError):
             SelfiesCodec(alphabet, 5)
 
@@ -97,14 +99,31 @@ def test_relaxed_tokens_lose_their_mask_only(codec):
     assert torch.equal(codec.readable(p), p[..., :-1])
 
 
-def test_words_and_room_follow_the_data():
+def test_the_longest_words_are_read_and_spell_the_same_molecule(codec):
+    plain = SelfiesCodec([word for word in codec.alphabet if len(symbols(word)) == 1], 40)
+    states, spelled = codec.encode(SMILES), plain.encode(SMILES)
+    assert codec.decode(states) == plain.decode(spelled)
+    assert ((states > 0).sum(1) < (spelled > 0).sum(1)).any()
+    assert Reader(["[C]", "[C][C]", "[C][C][N]", "[N]"]).read(["[C]", "[C]", "[C]", "[N]", "[C]"]) == [1, 0, 3, 0]
+    assert Reader(["[C]", "[C][C][N]", "[N]"]).read(["[C]", "[C]", "[O]"]) == "[O]"  # what was begun is taken back
+
+
+def test_symbols_and_room_follow_the_data():
     molecules = [["[C]", "[C]", "[O]"], ["[C]", "[N]"], ["[C]", "[O]"]]
-    assert common_words(molecules, fewest=1) == ["[C]", "[O]", "[N]"]
-    assert common_words(molecules, fewest=2) == ["[C]", "[O]"]
-    assert words("[C][=O]") == ["[C]", "[=O]"]
-    assert words("C=O") == []
-    assert to_words("c1cccc1") is None
+    assert common(molecules, fewest=1) == ["[C]", "[O]", "[N]"]
+    assert common(molecules, fewest=2) == ["[C]", "[O]"]
+    assert symbols("[C][=O]") == ["[C]", "[=O]"]
+    assert symbols("C=O") == []
+    assert to_symbols("c1cccc1") is None
     lengths = list(range(1, 101))
     assert room_for(lengths, 0.9) == 92
     assert room_for(lengths, 1.0) == 100
     assert room_for([5], 0.9) == 8
+
+
+def test_the_most_common_neighbours_are_joined_first_and_rare_ones_never():
+    molecules = [["a", "b", "c"]] * 30 + [["a", "b"]] * 20 + [["x", "y"]] * 3
+    assert joined(molecules, ["a", "b", "c", "x", "y"], 5) == ["ab", "abc"]
+    assert joined(molecules, ["a", "b", "c", "x", "y"], 1) == ["ab"]
+    assert joined([["a"] * 4] * 30, ["a"], 2) == ["aa", "aaaa"]  # of a run, every other pair; never across molecules
+    assert joined([["a"], ["b"]] * 50, ["a", "b"], 3) == []

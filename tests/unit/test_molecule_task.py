@@ -102,14 +102,14 @@ def test_parts_do_not_share_a_molecule_and_words_do_not_depend_on_the_seed(train
     again = task.split(task.read(path), seed=1)
     assert again.codec.config() == data.codec.config()
     assert again.prior_test.tolist() != data.prior_test.tolist()
-    assert data.outside == {"not written": 0, "rare words": 0, "too long": 0, "repeated": 0}
+    assert data.outside == {"not_written": 0, "rare_symbols": 0, "too_long": 0, "repeated": 0}
 
 
 def test_long_and_rare_molecules_are_left_out_and_counted(tmp_path):
     task = dataclasses.replace(ZINC, rarest=0.05, room=0.9)
     data = task.split(task.read(_file(tmp_path, [*SMILES, "C" * 60, "CP"])))
-    assert data.outside["too long"] >= 1
-    assert data.outside["rare words"] >= 1
+    assert data.outside["too_long"] >= 1
+    assert data.outside["rare_symbols"] >= 1
     assert len(data.states) + sum(data.outside.values()) == len(set(map(canonical, SMILES))) + 2
 
 
@@ -131,7 +131,7 @@ def test_a_small_model_goes_through_saving_measuring_and_describing(trained, tmp
 
 
 def test_pictures_show_structures_and_properties_before_and_after(trained):
-    task, data, policy, path = trained
+    task, _, policy, path = trained
     rng = torch.Generator().manual_seed(0)
     reward = task.rewards["qed"].make()
     sets = [draw(policy, policy, reward, None, 40, rng) for _ in range(2)]

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from difftilt import build
 from difftilt.data import find
-from difftilt.domains.protein import TASKS
 
 for library in ("transformers", "peft"):
     pytest.importorskip(library)
@@ -31,12 +29,11 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if find("gb1") is None:
         pytest.skip("gb1 is not on this machine")
     monkeypatch.chdir(tmp_path)
-    for task in TASKS:
-        monkeypatch.setitem(build.TASKS, task.name, task)
     model, tokenizer = tiny.protein_model(tmp_path)
     stand_ins = {"AutoModelForMaskedLM": model, "AutoTokenizer": tokenizer}
     code = "\n".join(blocks())

@@ -25,8 +25,8 @@ LARGEST = 1e100
 """Of any value: squares of larger ones are no numbers to a fit."""
 FORMULA = re.compile(r'="(.*)"')
 """What some exports put around a text, so that no spreadsheet reads it as a number."""
-NUMBERED = re.compile(r"(\d+)[.,]0+", re.ASCII)
-"""Whole numbers as columns with gaps have them."""
+NUMBERED = re.compile(r"0*(\d+?)([.,]0+)?", re.ASCII)
+"""Whole numbers as people number wells, 01, and as columns with gaps have them, 1.0: spreadsheets save either as 1."""
 DECIMALS = re.compile(r"\d+([eE][+-]?\d+)?\s?%?", re.ASCII)
 """What a separator may have cut off a number."""
 
@@ -93,7 +93,12 @@ def python_cell(value: Any) -> Cell:
         return ""
     if isinstance(value, bool | str):
         return str(value).strip()
-    return float(value) if hasattr(value, "__float__") else str(value)
+    try:
+        return float(value) if hasattr(value, "__float__") else str(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors of several numbers
+        return str(value)
 
 
 def plain(cell: Cell) -> str:
@@ -109,7 +114,7 @@ def design_name(cell: Cell) -> str:
 
 
 def replicate_name(cell: Cell) -> str:
-    """What a cell calls a replicate; 1.0 is 1, and so is nothing."""
+    """What a cell calls a replicate; 1.0 and 01 are 1, and so is nothing."""
     text = design_name(cell) or "1"
     numbered = NUMBERED.fullmatch(text)
     return numbered[1] if numbered else text

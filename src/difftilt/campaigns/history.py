@@ -16,6 +16,7 @@ withdrawn design has not, and is given back.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -62,8 +63,9 @@ class CampaignSettings:
                 f"expected a name of letters, digits, '-', '_' and '.'; got '{self.name}'; choose another"
             )
         for name in ("batch", "budget"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} 1 or more; got {getattr(self, name)}; correct it")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"expected {name} 1 or more, a whole number; got {value!r}; correct it")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ class History:
     def unit(self) -> str | None:
         """Unit of the values, if one was ever named."""
         named = (row.unit for design in self.designs for row in design.every if row.unit is not None)
-        return next(named, None) if self.settings.unit is None else self.settings.unit
+        own = unicodedata.normalize("NFKC", self.settings.unit or "").strip()  # as those of files: there are two mu
+        return own or next(named, None)
 
     @property
     def best(self) -> Design | None:

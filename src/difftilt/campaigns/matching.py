@@ -102,7 +102,7 @@ def match(results: Iterable[Result], history: History, *, correct: bool) -> tupl
     for result in results:
         try:
             design = names.find(result)
-            key = (design.number, result.replicate)
+            key = (design.number, _same_case(result.replicate))
             if key in seen:
                 raise DataError(
                     f"expected one line for replicate {result.replicate} of {design.id}; got another in line "
@@ -113,7 +113,7 @@ def match(results: Iterable[Result], history: History, *, correct: bool) -> tupl
             if result.pending:
                 pending += 1
                 continue
-            old = next((row for row in design.measurements if replicate_name(row.replicate) == result.replicate), None)
+            old = next((row for row in design.measurements if _same_case(row.replicate) == key[1]), None)
             failure = _failure(result, design)
             if old is not None and _same(old, result, failure):
                 known += 1
@@ -152,6 +152,11 @@ def _same_unit(unit: str | None, expected: str | None) -> str | None:
     if unit is not None and expected is not None and unit != expected:
         raise DataError(f"expected the unit '{expected}'; got '{unit}'; convert the value")
     return unit if expected is None else expected
+
+
+def _same_case(replicate: str) -> str:
+    """A replicate's name, of which nobody keeps the case."""
+    return replicate_name(replicate).casefold()
 
 
 def _failure(result: Result, design: Design) -> str | None:

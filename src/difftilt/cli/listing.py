@@ -81,19 +81,18 @@ def data_command(argv: Sequence[str]) -> None:
 
     from difftilt.data import find, image_names, names, prepare, record_of
 
+    every = (*names(), *image_names())
     if not words:
         rows = [
             (name, record_of(name).title, str(find(name) or f"not here; run: difftilt data prepare {name}"))
-            for name in (*names(), *image_names())
+            for name in every
         ]
         _section("data sets", rows)
         return
     if words[0] != "prepare":
         raise nearest(words[0], ["prepare"], what="action of `difftilt data`")
     if len(words) == 1:
-        raise ConfigError(
-            f"expected `difftilt data prepare NAME`; got no NAME; choose one of: {', '.join((*names(), *image_names()))}"
-        )
+        raise ConfigError(f"expected `difftilt data prepare NAME`; got no NAME; choose one of: {', '.join(every)}")
     for name in words[1:]:
         record_of(name)
     for name in words[1:]:

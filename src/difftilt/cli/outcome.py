@@ -8,6 +8,9 @@ from typing import Any
 
 from difftilt.cli.progress import duration, number
 
+MANY = 1_000_000
+"""Designs beyond which a number of them is not told."""
+
 
 def print_outcome(facts: Mapping[str, Any], report: Path) -> None:
     """Print the facts of ``evaluation.json`` for people."""
@@ -24,7 +27,8 @@ def print_outcome(facts: Mapping[str, Any], report: Path) -> None:
         best = facts["best_of_n"][kind]
         if best is None:
             continue
-        cut = f" would be {best['wanted']:,}" if best["wanted"] > best["n"] else ""
+        wanted = f"{best['wanted']:,}" if best["wanted"] < MANY else f"more than {MANY:,}"
+        cut = f" would be {wanted}" if best["wanted"] > best["n"] else ""
         rows.append((f"best of {best['n']} ({what}{cut})", number(best["reward"]), number(best["judge"])))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:

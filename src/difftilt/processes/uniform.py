@@ -129,7 +129,10 @@ class UniformStep(Transition):
         forward = stay * here + (1 - stay) / letters
         log_weight = logits.double().log_softmax(-1) - (alpha_t * here + (1 - alpha_t) / letters).log()
         anew = ((1 - alpha_s) / letters).log() + log_weight.logsumexp(-1, keepdim=True)
-        self.log_law: Float[Tensor, "B L V"] = forward.log() + torch.logaddexp(alpha_s.log() + log_weight, anew)
+        kept, anew = alpha_s.log() + log_weight, anew.expand_as(log_weight)
+        never = kept.isneginf() & anew.isneginf()  # of which logaddexp has no gradient
+        either = torch.logaddexp(kept.masked_fill(never, 0.0), anew.masked_fill(never, 0.0))
+        self.log_law: Float[Tensor, "B L V"] = forward.log() + either.masked_fill(never, -torch.inf)
         """Log law of each token of :math:`x_s`, nats, float64."""
         self._dtype = logits.dtype
 

@@ -68,7 +68,8 @@ def outcomes(facts: RunFacts) -> list[Outcome]:
         if wanted is not None and n < wanted:
             pool = facts.number("best_of_n", "pool")
             of = "the pool" if pool is None else f"the pool of {pool:,.0f}"
-            note = f"{label}; N = {wanted:,.0f} was due, cut by {of}, so the true yardstick is higher"
+            due = f"{wanted:,.0f}" if wanted < 1e6 else "more than a million"
+            note = f"{label}; N = {due} was due, cut by {of}, so the true yardstick is higher"
         rows.append(
             Outcome(
                 f"Best of {n:,.0f}",

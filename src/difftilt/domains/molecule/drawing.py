@@ -21,6 +21,11 @@ WIDTH, HEIGHT = 200, 160
 BINS = 24
 DARK = "<style>@media (prefers-color-scheme: dark) { svg { filter: invert(1) hue-rotate(180deg); } }</style>"
 """Black bonds on nothing are white ones in the dark; elements keep their hue."""
+PALETTE = {
+    7: (0.1, 0.2, 0.9), 8: (0.85, 0.05, 0.05), 9: (0.0, 0.5, 0.5), 15: (0.75, 0.4, 0.0), 16: (0.6, 0.45, 0.0),
+    17: (0.0, 0.5, 0.0), 35: (0.55, 0.25, 0.05), 53: (0.4, 0.1, 0.5),
+}  # fmt: skip
+"""Colours of elements, by atomic number: neither so light nor so dark that they vanish on one of the two grounds."""
 
 
 def grid(designs: Sequence[str], captions: Sequence[str], *, across: int = ACROSS) -> str:
@@ -35,6 +40,7 @@ def grid(designs: Sequence[str], captions: Sequence[str], *, across: int = ACROS
     rows = max(1, -(-len(designs) // across))
     canvas = draw.MolDraw2DSVG(across * WIDTH, rows * HEIGHT, WIDTH, HEIGHT)
     options = canvas.drawOptions()
+    options.updateAtomPalette(PALETTE)
     options.clearBackground, options.legendFontSize, options.padding = False, 14, 0.08
     canvas.DrawMolecules([read_molecule(design)[0] for design in designs], legends=list(captions))
     canvas.FinishDrawing()

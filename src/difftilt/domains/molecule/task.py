@@ -14,10 +14,11 @@ from difftilt.core.policy import Policy
 from difftilt.core.registry import construct
 from difftilt.core.trajectory import sample_states
 from difftilt.data import Table, find, load, random_split
-from difftilt.domains.molecule.codec import SelfiesCodec, common_words, room_for, to_words
+from difftilt.domains.molecule.codec import SelfiesCodec
 from difftilt.domains.molecule.drawing import before_and_after, histograms
 from difftilt.domains.molecule.quality import REFERENCE, Known, quality
 from difftilt.domains.molecule.reading import read_own
+from difftilt.domains.molecule.words import Reader, common, joined, room_for, to_symbols
 from difftilt.domains.task import Designs, Histogram, Picture, Scene, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.metrics.sequences import MarkovModel
@@ -39,7 +40,8 @@ class MoleculeData(TaskData):
     """Molecules as states."""
 
     outside: Mapping[str, int]
-    """Molecules that no state can be, by why: ``not written``, ``rare words``, ``too long``; and those ``repeated``."""
+    """Molecules that no state can be, by why: ``not_written``, ``rare_symbols``, ``too_long``; and those
+    ``repeated``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class MoleculeTask(Task):
     """A named problem over molecules."""
 
     rarest: float = 1e-4
-    """Words that stand in a smaller share of the molecules are not learned, and molecules with them left out."""
+    """Symbols that stand in a smaller share of the molecules are not learned, and molecules with them left out."""
+    joins: int = 256
+    """Most words that are joined of symbols that often stand together."""
     room: float = 0.995
     """The share of the molecules that states have room for; longer ones are left out."""
     sampled: int = 10_000
@@ -71,26 +75,29 @@ class MoleculeTask(Task):
             DataError: nothing is left.
         """
         assert isinstance(data, Table)
-        written = [to_words(design) for design in data.sequences]
+        written = [to_symbols(design) for design in data.sequences]
         known = [molecule for molecule in written if molecule is not None]
         if not known:
             raise DataError(f"{data.path}: expected molecules that SELFIES can write; got none; check the file")
-        alphabet = common_words(known, fewest=max(1, round(self.rarest * len(known))))
-        codec = SelfiesCodec(alphabet, room_for([len(molecule) for molecule in known], self.room))
-        kept: dict[tuple[str, ...], None] = {}
-        outside = {"not written": len(written) - len(known), "rare words": 0, "too long": 0, "repeated": 0}
-        for molecule in known:
-            fault = _fault(molecule, codec, kept)
-            if fault is None:
-                kept[tuple(molecule)] = None
-            else:
-                outside[fault] += 1
-        parts = random_split(len(kept), SHARES, seed=seed)
+        alphabet = common(known, fewest=max(1, round(self.rarest * len(known))))
+        alphabet += joined(known, alphabet, self.joins)
+        reader = Reader(alphabet)
+        rows = [row for row in map(reader.read, known) if not isinstance(row, str)]
+        codec = SelfiesCodec(alphabet, room_for([len(row) for row in rows], self.room))
+        short = [row for row in rows if len(row) <= codec.length]
+        states = codec.states(dict.fromkeys(tuple(word + 1 for word in row) for row in short))
+        outside = {
+            "not_written": len(written) - len(known),
+            "rare_symbols": len(known) - len(rows),
+            "too_long": len(rows) - len(short),
+            "repeated": len(short) - len(states),
+        }
+        parts = random_split(len(states), SHARES, seed=seed)
         train, validation, test = (torch.from_numpy(rows) for rows in parts)
         validation = validation[:VALIDATED]  # one look at thousands would cost as much as hundreds of updates
         nobody = torch.zeros(0, dtype=torch.int64)
         return MoleculeData(
-            codec=codec, states=codec.states(kept), scores=torch.full((len(kept),), torch.nan), test=test,
+            codec=codec, states=states, scores=torch.full((len(states),), torch.nan), test=test,
             reward=nobody, judge=nobody, prior_train=train, prior_validation=validation, prior_test=test,
             outside=outside,
         )  # fmt: skip
@@ -154,20 +161,12 @@ def described(policy: Policy, known: Any) -> Callable[[Tensor], dict[str, Any]]:
     return lambda x_0: quality(policy.codec.decode(x_0), known if isinstance(known, Known) else None)
 
 
-def _fault(molecule: list[str], codec: SelfiesCodec, kept: Mapping[tuple[str, ...], None]) -> str | None:
-    if len(molecule) > codec.length:
-        return "too long"
-    if not codec.knows(molecule):
-        return "rare words"
-    return "repeated" if tuple(molecule) in kept else None
-
-
 def _novel(designs: list[str], codec: Codec, train: Int[Tensor, "N L"]) -> float:
     """Share of distinct molecules that are not among the training states."""
     assert isinstance(codec, SelfiesCodec)
     seen = {tuple(row) for row in train.tolist()}
-    written = [codec.words_of(design) for design in set(designs)]
-    fit = [words for words in written if not isinstance(words, str)]  # the others cannot have been trained on
+    written = [codec.tokens_of(design) for design in set(designs)]
+    fit = [tokens for tokens in written if not isinstance(tokens, str)]  # the others cannot have been trained on
     old = sum(tuple(row) in seen for row in codec.states(fit).tolist())
     return 1 - old / max(1, len(written))
 

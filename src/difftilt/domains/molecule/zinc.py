@@ -41,21 +41,21 @@ ZINC = MoleculeTask(
     data_set="zinc250k",
     score_name=PROPERTIES["qed"].unit,
     naturalness=(
-        "p_pre is trained on 192,000 purchasable drug-like molecules, so likelihood under it says how usual a molecule's "
-        "words are among them, in one of its spellings: the canonical one. It is no evidence that a molecule can be made, "
-        "is stable or does anything. QED, logP and synthetic accessibility are computed, not measured."
+        "p_pre is trained on 192,000 purchasable drug-like molecules, so likelihood under it says how usual a "
+        "molecule's words are among them, in one of its spellings. It is no evidence that a molecule can be made, is "
+        "stable or does anything. QED, logP and synthetic accessibility are computed, not measured."
     ),
     rewards=REWARDS,
     default_reward="qed",
     priors={
         MASKED: Prior(
             denoiser={
-                "type": "conv_transformer", "width": 96, "kernel": 5, "dilations": [1, 2, 4, 8], "depth": 2, "heads": 4
+                "type": "conv_transformer", "width": 128, "kernel": 5, "dilations": [1, 2, 4], "depth": 3, "heads": 4
             },
             training=PretrainConfig(
-                updates=2400, batch=64, learning_rate=1.5e-3, weight_decay=0.01, ema=0.998, validate_every=500
+                updates=7000, batch=128, learning_rate=1.5e-3, weight_decay=0.01, ema=0.999, validate_every=500
             ),
-            steps=32,
+            steps=24,
         )
     },
 )  # fmt: skip

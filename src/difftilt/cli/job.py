@@ -35,6 +35,9 @@ class Job:
     entry: Task
     policy: Policy
     reward: Reward
+    """What is raised, infeasible where the task has limits."""
+    asked: Reward
+    """The same without the task's limits, for words and for the numbers that it is made of."""
     judge: EnsembleReward | None
     known: Any
     """What novelty is told by (:meth:`Task.known`), where the data are at hand."""
@@ -49,7 +52,7 @@ class Job:
             "data_set": settings.data.name if settings.data else entry.data_set,
             **entry.facts(self.policy),
             "score_name": score_name(entry, settings.reward),
-            "reward_name": _describe(self.reward, str(settings.reward)),
+            "reward_name": _describe(self.asked, str(settings.reward)),
             "judge_name": None if self.judge is None else _describe(self.judge, "model"),
             "naturalness": entry.naturalness,
             "citation": record_of(entry.data_set).citation,
@@ -96,6 +99,7 @@ def load_job(plan: Plan) -> Job:
         if isinstance(model, EnsembleReward):
             check_fit(model, policy)
             model.to(device)
+    asked, reward = reward, entry.limited(reward, policy)
     name = settings.reward or entry.default_reward
     if not isinstance(reward, DifferentiableReward):
         _refuse_black_box(plan, name)
@@ -110,7 +114,7 @@ def load_job(plan: Plan) -> Job:
         log_z_samples=_log_z_samples(plan, name),
     )
     known = _known(entry, settings, policy)
-    return Job(dataclasses.replace(plan, settings=chosen), entry, policy, reward, judge, known)
+    return Job(dataclasses.replace(plan, settings=chosen), entry, policy, reward, asked, judge, known)
 
 
 def _refuse_black_box(plan: Plan, reward: str) -> None:

@@ -156,8 +156,8 @@ def write_facts(
     facts = dict(evaluation.facts)
     facts.pop("evaluation_calls", None)  # those asked for; the cost below counts those that were bought
     frequencies = {side: facts[side].pop("position_frequencies", None) for side in ("before", "after")}
-    if isinstance(job.reward, CombinedReward):
-        facts["objectives"] = objective_facts(job.reward, evaluation)
+    if isinstance(job.asked, CombinedReward):
+        facts["objectives"] = objective_facts(job.asked, evaluation)
     if any(frequencies.values()):
         head = head | {"position_frequencies": {**frequencies, "alphabet": job.entry.facts(job.policy).get("alphabet")}}
     calls = {"oracle_calls": oracle.calls, "evaluation_calls": oracle.evaluation_calls}
@@ -188,9 +188,9 @@ def write_samples(job: Job, run: RunFolder, designs: DesignSet, log_weight: Floa
         "log_weight": log_weight.cpu(),
         "pretrained_log_likelihood": designs.pretrained_log_likelihood.cpu(),
     }
-    if isinstance(job.reward, CombinedReward):
+    if isinstance(job.asked, CombinedReward):
         taken = ("id", job.entry.column, *columns)
-        found = job.reward.each(designs.designs)
+        found = job.asked.each(designs.designs)
         columns |= {f"{name}_value" if name in taken else name: values for name, values in found.items()}
     write_designs(run.samples, columns)
 
@@ -198,7 +198,7 @@ def write_samples(job: Job, run: RunFolder, designs: DesignSet, log_weight: Floa
 def _card(job: Job, result: FinetuneResult) -> dict[str, Any]:
     """What the tuned model's folder says of itself."""
     settings = job.plan.settings
-    kept = ("task", "process", "score", "data", "kmer_counts")
+    kept = ("task", "process", "score", "data", "kmer_counts", "wild_type", "most_mutations")
     before = {name: value for name, value in job.policy.card.items() if name in kept}
     return {
         "name": f"{job.entry.name} tuned by {job.plan.name}",

@@ -213,6 +213,10 @@ class Task(ABC):
         """Train one of :attr:`parts` that is no denoiser; returns it, with a card to fill, and the numbers on that."""
         raise UnsupportedError(f"expected a part of {self.name}, {', '.join(self.parts)}; got '{part}'; choose one")
 
+    def limited(self, reward: Reward, policy: Policy) -> Reward:
+        """``reward`` where designs of ``policy`` are allowed, infeasible elsewhere; itself where a task has no limits."""
+        return reward
+
     @property
     def process(self) -> str:
         """Process of the p_pre that is meant where none is named."""

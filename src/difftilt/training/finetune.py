@@ -243,8 +243,9 @@ def recorded_oracle(reward: Reward, folder: RunFolder | None) -> Oracle:
     """
     if folder is None or isinstance(reward, Oracle):
         return as_oracle(reward)
-    if isinstance(reward, CombinedReward):
-        reward.keep(folder.read(folder.objectives), lambda rows: folder.append(folder.objectives, rows))
+    inner = getattr(reward, "reward", reward)  # within a limit
+    if isinstance(inner, CombinedReward):
+        inner.keep(folder.read(folder.objectives), lambda rows: folder.append(folder.objectives, rows))
     rows = folder.read(folder.oracle)
     history = [
         Answer(row["design"], math.nan if row["value"] is None else row["value"], row["reason"], row["purpose"])

@@ -214,7 +214,7 @@ class Task(ABC):
         raise UnsupportedError(f"expected a part of {self.name}, {', '.join(self.parts)}; got '{part}'; choose one")
 
     def limited(self, reward: Reward, policy: Policy) -> Reward:
-        """``reward`` where designs of ``policy`` are allowed, infeasible elsewhere; itself where a task has no limits."""
+        """``reward`` for designs of ``policy`` within the limits of the task, infeasible beyond them."""
         return reward
 
     @property

@@ -74,7 +74,7 @@ def test_a_plate_is_picked_one_by_one_by_value_given_the_picks_before(learned: L
     assert found.index.tolist() == chosen
     assert found.given.tolist() == pytest.approx(given)
     assert any(_differ(EVERY[i], EVERY[j]) == apart for i, j in itertools.combinations(chosen, 2)), "a bound that binds"
-    assert all(picks(weight)[0] != chosen for weight in (0.0, -temperature)), "the chance counts"
+    assert name == "lcb" or all(picks(weight)[0] != chosen for weight in (0.0, -temperature)), "the chance counts"
     assert name != "ucb" or picks(temperature, conditioned=False)[0] != chosen, "so do the picks before"
 
 

@@ -59,7 +59,7 @@ LEARNERS: dict[str, Learner] = {
 CHOSEN_ON = tuple(name for name in BINDING if any(factor in name for factor in ("SIX6", "ARX", "KLF1", "NR1H4")))
 HELD_OUT = tuple(name for name in BINDING if name not in CHOSEN_ON)
 GROUPS = {
-    "tfbind8, 8 held out": HELD_OUT, "tfbind8, 4 chosen on": CHOSEN_ON, "splicing": ("splicing",), "gb1": ("gb1",)
+    "tfbind8, 7 held out": HELD_OUT, "tfbind8, 5 chosen on": CHOSEN_ON, "splicing": ("splicing",), "gb1": ("gb1",)
 }  # fmt: skip
 KNOWN, NOISE, C, FIRST, UPDATES = 128, 0.02, 1.0, 32, 32
 MOST = {"gb1": 2}
@@ -141,6 +141,7 @@ def run(task: str, coverage: str, kind: str, seed: int) -> Iterator[dict[str, An
             yield key | {"what": "tuned", "share": 1.0, "how": name} | judged(law / law.sum(), found, own)
 
 
+TUNED = "tfbind8, 7 held out, tuned"
 FIELDS = ("judge", "promised", "over_optimisation", "kl")
 
 
@@ -150,8 +151,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [head, "|" + "---|" * 10]
     for what in ("law", "tuned"):
         for coverage in ("lead", "draws"):
-            for group, tasks in (GROUPS | {"all held out, tuned": (*HELD_OUT, "splicing", "gb1")}).items():
-                if (what == "tuned") != (group == "all held out, tuned"):
+            for group, tasks in (GROUPS | {TUNED: HELD_OUT}).items():
+                if (what == "tuned") != (group == TUNED):
                     continue
                 for kind in LEARNERS:
                     for share in COOLER:

@@ -44,31 +44,38 @@ def learned() -> Learned:
 
 @pytest.mark.parametrize(("name", "sign"), [("ucb", 1.0), ("lcb", -1.0), ("mean", 0.0)])
 def test_a_plate_is_picked_one_by_one_by_value_given_the_picks_before(learned: Learned, name: str, sign: float) -> None:
-    """Written out: C stds, of which ucb's are given all picks before at once, and T log P(F)."""
-    surrogate, c, temperature, apart = learned.surrogate, 2.0, 0.7, 2
+    """Written out: C stds, of which ucb's are given all picks before at once, and T log P(F). Twins pick others."""
+    surrogate, c, temperature, apart = learned.surrogate, 5.0, 2.0, 2
     assert learned.feasibility is not None
     assert min(surrogate.noise, surrogate.misfit) > 0.1
     p = readable(CODEC, EVERY)
     mean, covariance = surrogate.joint(p)
     std = covariance.diagonal().sqrt()
-    chance = temperature * learned.feasibility.log_probability(p)
+    log_chance = learned.feasibility.log_probability(p)
     tuned_for = acquisition(name, learned, torch.Generator(), c=c, temperature=temperature)
-    torch.testing.assert_close(tuned_for(EVERY), mean + sign * c * std + chance)
-    chosen: list[int] = []
-    given: list[float] = []
-    for _ in range(6):
-        seen = covariance[chosen][:, chosen] + (surrogate.misfit**2 + surrogate.noise**2) * torch.eye(len(chosen))
-        left = covariance - covariance[:, chosen] @ torch.linalg.solve(seen, covariance[chosen])
-        now = left.diagonal().sqrt()
-        value = mean + sign * c * (now if name == "ucb" else std) + chance
-        free = [i for i in range(256) if all(_differ(EVERY[i], EVERY[j]) >= apart for j in chosen)]
-        chosen.append(max(free, key=lambda i: value[i].item()))
-        given.append(now[chosen[-1]].item())
+    torch.testing.assert_close(tuned_for(EVERY), mean + sign * c * std + temperature * log_chance)
+
+    def picks(weight: float, *, conditioned: bool = True) -> tuple[list[int], list[float]]:
+        chosen: list[int] = []
+        given: list[float] = []
+        for _ in range(12):
+            seen = covariance[chosen][:, chosen] + (surrogate.misfit**2 + surrogate.noise**2) * torch.eye(len(chosen))
+            left = covariance - covariance[:, chosen] @ torch.linalg.solve(seen, covariance[chosen])
+            now = left.diagonal().sqrt()
+            value = mean + sign * c * (now if name == "ucb" and conditioned else std) + weight * log_chance
+            free = [i for i in range(256) if all(_differ(EVERY[i], EVERY[j]) >= apart for j in chosen)]
+            chosen.append(max(free, key=lambda i: value[i].item()))
+            given.append(now[chosen[-1]].item())
+        return chosen, given
+
+    chosen, given = picks(temperature)
     settings = Picking(c=c, apart=apart, surrogate="linear")
-    found = pick(name, EVERY, learned, 6, settings, torch.Generator(), temperature=temperature)
+    found = pick(name, EVERY, learned, 12, settings, torch.Generator(), temperature=temperature)
     assert found.index.tolist() == chosen
     assert found.given.tolist() == pytest.approx(given)
     assert any(_differ(EVERY[i], EVERY[j]) == apart for i, j in itertools.combinations(chosen, 2)), "a bound that binds"
+    assert name == "lcb" or all(picks(weight)[0] != chosen for weight in (0.0, -temperature)), "the chance counts"
+    assert name != "ucb" or picks(temperature, conditioned=False)[0] != chosen, "so do the picks before"
 
 
 def test_thompson_picks_are_the_best_of_draws_about_the_mean(learned: Learned) -> None:

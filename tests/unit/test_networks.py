@@ -16,7 +16,13 @@ from difftilt.core.policy import Policy
 from difftilt.core.registry import construct, describe
 from difftilt.core.trajectory import rollout
 from difftilt.errors import ConfigError
-from difftilt.networks import ConvDenoiser, ConvRegressor, RecurrentRegressor, TransformerDenoiser
+from difftilt.networks import (
+    ConvDenoiser,
+    ConvRegressor,
+    ConvTransformerDenoiser,
+    RecurrentRegressor,
+    TransformerDenoiser,
+)
 from difftilt.networks.layers import AttentionBlock, DilatedTower, TokenEmbedding
 from difftilt.processes.masked import Masked
 from difftilt.rng import seeded_initialisation
@@ -24,6 +30,9 @@ from difftilt.rng import seeded_initialisation
 DENOISERS: dict[str, Any] = {
     "conv": lambda: ConvDenoiser(4, 12, width=8, kernel=3, dilations=(1, 2), dropout=0.2),
     "transformer": lambda: TransformerDenoiser(4, 12, width=16, depth=2, heads=2),
+    "conv_transformer": lambda: ConvTransformerDenoiser(
+        4, 12, width=16, kernel=3, dilations=(1, 2), depth=1, heads=2, dropout=0.2
+    ),
 }
 REGRESSORS: dict[str, Any] = {
     "conv": lambda: ConvRegressor(4, 12, width=8, kernel=3, dilations=(1, 2), hidden=8),

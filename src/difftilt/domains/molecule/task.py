@@ -55,7 +55,7 @@ class MoleculeTask(Task):
     room: float = 0.995
     """The share of the molecules that states have room for; longer ones are left out."""
     sampled: int = 10_000
-    """Designs of a finished p_pre that its card describes."""
+    """Designs of a finished p_pre that its card describes; fewer where it has learned from few."""
 
     column: ClassVar[str] = "smiles"
 
@@ -127,13 +127,14 @@ class MoleculeTask(Task):
         """
         train, test = data.states[data.prior_train], data.states[data.prior_test][:MEASURED]
         held_out = Known.of(data.codec.decode(test))
-        drawn = data.codec.decode(sample_states(policy, self.sampled, Streams(seed)("likeness")))
+        sampled = min(self.sampled, max(100, 5 * len(train)))
+        drawn = data.codec.decode(sample_states(policy, sampled, Streams(seed)("likeness")))
         mine = quality(drawn, held_out) | {"novel_fraction": _novel(drawn, data.codec, train)}
         chance = quality(data.codec.decode(train[:REFERENCE]), held_out)
         return {
             **(dict(data.outside) if isinstance(data, MoleculeData) else {}),
             **_likelihood(policy, train, test, seed),
-            "sampled_designs": self.sampled,
+            "sampled_designs": sampled,
             "steps": policy.steps,
             **{name: round(value, 4) for name, value in mine.items()},
             **{f"training_{name}": round(chance[name], 4) for name in chance if "distance" in name or "mean" in name},

@@ -112,7 +112,7 @@ def _prior(channels: tuple[int, ...], updates: int) -> dict[str, Prior]:
 
 LIKELIHOOD = (
     "The likelihood shown is a bound for the 8-bit image under the network run in 500 steps. It is dominated by fine "
-    "detail: flat images are likelier than any real one, so a high value does not mean a natural image. "
+    "detail, so that a high value does not mean a natural image. "
 )
 
 EMOJI = ImageTask(

@@ -37,6 +37,7 @@ def test_files_are_shown_as_pictures_so_that_nothing_in_them_runs(run):
     assert data
     assert b64decode(data[1]).decode() == SVG
     assert "<script" not in page
+    assert "img-src data:" in page, "or the page's own policy hides them"
     assert "Best &lt;b&gt;" in page
     assert "twelve &amp; more" in page
 

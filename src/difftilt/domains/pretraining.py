@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difftilt.core.policy import Policy
-from difftilt.data import find, load, names
+from difftilt.data import find, image_names, load, names
 from difftilt.domains.task import DENOISER, FEWEST, Designs, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.tracking.run import provenance
@@ -81,7 +81,7 @@ class Pretraining:
         data, judge_set = self.data, getattr(self.entry, "judge_set", None)
         if part == "judge" and judge_set is not None:
             data = load(judge_set)
-        known = {path.resolve(): name for name in names() if (path := find(name)) is not None}
+        known = {path.resolve(): name for name in (*names(), *image_names()) if (path := find(name)) is not None}
         return {
             "set": known.get(data.path.resolve(), data.path.name),
             "file": data.path.name,

@@ -39,6 +39,28 @@ DEMOS: dict[str, dict[str, Any]] = {
         "steps_per_path": 8,
         "designs": 500,
     },
+    "protein": {
+        "task": "gfp",
+        "algorithm": "ppo",
+        "alpha": 0.03,
+        "steps": 40,
+        "batch": 128,
+        "log_z_samples": 1024,
+        "learning_rate": 3e-3,
+        "steps_per_path": 4,
+        "designs": 500,
+    },
+    "molecule": {
+        "task": "qm9-graph",
+        "algorithm": "ppo",
+        "alpha": 0.02,
+        "steps": 20,
+        "batch": 64,
+        "log_z_samples": 0,
+        "learning_rate": 1e-3,
+        "steps_per_path": 6,
+        "designs": 200,
+    },
 }
 """Settings of the demo of each domain, by the names of `difftilt finetune`'s flags."""
 

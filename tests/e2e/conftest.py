@@ -133,8 +133,12 @@ def tiny(models: Path) -> list[str]:
 
 
 def spawn(*words: object, new_session: bool = False) -> subprocess.Popen[str]:
-    """The same in a process of its own, which can be killed; with ``new_session``, all that it starts with it."""
-    code = "import sys; from difftilt.cli import main; sys.exit(main())"
+    """The same in a process of its own, which can be killed; with ``new_session``, all that it starts with it.
+
+    It hears ctrl-C even where these tests do not, as in what a shell starts in the background.
+    """
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hear}; import sys; from difftilt.cli import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.Popen(

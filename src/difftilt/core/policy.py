@@ -28,10 +28,37 @@ from difftilt.errors import ConfigError, DiffTiltError, ShapeError, StateError
 from difftilt.types import Bool, Condition, Float, Tensor
 
 Module = TypeVar("Module", bound=nn.Module)
+Model = TypeVar("Model", bound="ModelFolder")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-class Policy(nn.Module, ModelHubMixin):
+class ModelFolder(ModelHubMixin):
+    """Saved as ``config.json``, ``model.safetensors`` and a ``README.md`` made from its card, and loaded again."""
+
+    card: dict[str, Any]
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
+        """The folder's ``README.md``, from the card."""
+        from huggingface_hub import ModelCard
+
+        return ModelCard(card_text(self.card))
+
+    @classmethod
+    def from_pretrained(cls: type[Model], pretrained_model_name_or_path: str | Path, **options: Any) -> Model:
+        """Load a model folder or Hub repository, in eval mode.
+
+        Raises:
+            StateError: it is missing, truncated, not ours, or holds other tensors than its config says.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except DiffTiltError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise unreadable(str(pretrained_model_name_or_path), error) from error
+
+
+class Policy(nn.Module, ModelFolder):
     """A runnable diffusion model.
 
     Args:
@@ -190,26 +217,6 @@ class Policy(nn.Module, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_parts(save_directory, self.config(), self.denoiser)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
-        """The folder's ``README.md``, from the card."""
-        from huggingface_hub import ModelCard
-
-        return ModelCard(card_text(self.card))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Policy:
-        """Load a model folder or Hub repository, in eval mode.
-
-        Raises:
-            StateError: it is missing, truncated, not ours, or holds other tensors than its config says.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **options)
-        except DiffTiltError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise unreadable(str(pretrained_model_name_or_path), error) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Policy:

@@ -16,6 +16,21 @@ from pathlib import Path
 from difftilt.errors import ConfigError, DataError
 
 
+def read_unzipped(path: Path) -> bytes:
+    """The bytes of a file, unpacked where it ends in ``.gz``.
+
+    Raises:
+        DataError: it is missing, a folder, unreadable, or cut short.
+    """
+    data = read_bytes(path)
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise DataError(f"{path}: expected a whole gzip file; got a damaged or cut one; copy it again") from None
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark; ``.gz`` and ``.zip`` are unpacked.
 
@@ -24,14 +39,9 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it is missing, a folder, unreadable, empty, cut short, or not UTF-8 (the line is named).
     """
-    data = read_bytes(path)
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise DataError(f"{path}: expected a whole gzip file; got a damaged or cut one; copy it again") from None
-        if data[257:262] == b"ustar":
-            data = _only_packed(path, data)
+    data = read_unzipped(path)
+    if path.suffix == ".gz" and data[257:262] == b"ustar":
+        data = _only_packed(path, data)
     if path.suffix == ".zip":
         data = _only_member(path)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -11,7 +11,6 @@ Nothing is unpickled: an ``.npz`` with object arrays is refused. What a folder m
 
 from __future__ import annotations
 
-import gzip
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import numpy as np
 from difftilt.errors import ConfigError, DataError
 from difftilt.types import Int
 
-from .files import read_bytes, replacing
+from .files import read_bytes, read_unzipped, replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 1024
@@ -115,12 +114,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: it is missing, damaged, not IDX, not of bytes, or shorter or longer than it says.
     """
-    data = read_bytes(path)
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise DataError(f"{path}: expected a whole gzip file; got a damaged or cut one; copy it again") from None
+    data = read_unzipped(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != IDX_UINT8 or len(data) < 4 + 4 * data[3]:
         raise DataError(f"{path}: expected an IDX file of bytes; got another kind; check the path")
     shape = tuple(np.frombuffer(data, dtype=">u4", count=data[3], offset=4).tolist())

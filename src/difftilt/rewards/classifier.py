@@ -19,17 +19,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelHubMixin
 from torch import nn
 
-from difftilt.core.policy import card_text, load_weights, read_parts, save_parts, unreadable
+from difftilt.core.policy import ModelFolder, load_weights, read_parts, save_parts
 from difftilt.core.registry import construct, describe
-from difftilt.errors import DiffTiltError, nearest
+from difftilt.errors import nearest
 from difftilt.rewards.images import BATCH, PixelReward, as_pixels
 from difftilt.types import Float, Tensor
 
 
-class ImageClassifier(nn.Module, ModelHubMixin):
+class ImageClassifier(nn.Module, ModelFolder):
     """A network of logits with names for its labels and a temperature. Frozen, in eval mode.
 
     Args:
@@ -86,26 +85,6 @@ class ImageClassifier(nn.Module, ModelHubMixin):
             "card": self.card,
         }
         save_parts(save_directory, config, self.network)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
-        """The folder's ``README.md``, from the card."""
-        from huggingface_hub import ModelCard
-
-        return ModelCard(card_text(self.card))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> ImageClassifier:
-        """Load a model folder or Hub repository.
-
-        Raises:
-            StateError: it is missing, truncated, not ours, or holds other tensors than its config says.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **options)
-        except DiffTiltError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise unreadable(str(pretrained_model_name_or_path), error) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **hub: Any) -> ImageClassifier:

@@ -9,17 +9,16 @@ asked for once per design and remembered, so that reports can show each objectiv
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from difftilt.core.reward import DifferentiableReward, Reward, score_relaxed
 from difftilt.errors import ConfigError, OracleError
+from difftilt.rewards.oracle import name_of
 from difftilt.types import Float, Tensor
 
 
@@ -108,7 +107,7 @@ class CombinedReward:
 
     def each(self, designs: Sequence[Any]) -> dict[str, Float[Tensor, " B"]]:
         """Every number of the designs by itself, float64, NaN where there is none; required ones too."""
-        keys = [_key(design) for design in designs]
+        keys = [name_of(design) for design in designs]
         for name, reward in self._asked.items():
             known = self._known[name]
             new = {key: design for key, design in zip(keys, designs, strict=True) if key not in known}
@@ -133,7 +132,7 @@ class CombinedReward:
         """The sum, NaN where infeasible, float64."""
         found = self.each(designs)
         total = torch.stack([objective.weight * found[objective.name] for objective in self.objectives]).sum(0)
-        self.reasons = [self._reason(_key(design)) for design in designs]
+        self.reasons = [self._reason(name_of(design)) for design in designs]
         unmet = torch.tensor([reason is not None for reason in self.reasons], dtype=torch.bool)
         return total.masked_fill(unmet, math.nan)
 
@@ -163,9 +162,3 @@ def combined(objectives: Sequence[Objective], requirements: Sequence[Requirement
     """The reward (1), differentiable where it can be: with a requirement it is not, since a bound has no gradient."""
     smooth = not requirements and all(isinstance(o.reward, DifferentiableReward) for o in objectives)
     return (DifferentiableCombined if smooth else CombinedReward)(objectives, requirements)
-
-
-def _key(design: Any) -> Any:
-    if not isinstance(design, np.ndarray):
-        return design
-    return hashlib.sha256(f"{design.dtype}{design.shape}".encode() + design.tobytes()).hexdigest()

@@ -81,7 +81,7 @@ class Oracle:
         Raises:
             OracleError: the whole first batch is infeasible, or the reward broke its contract.
         """
-        return self._answered([_name(design) for design in designs], designs, self.reward)
+        return self._answered([name_of(design) for design in designs], designs, self.reward)
 
     def _answered(self, names: list[Any], designs: Sequence[Any], reward: Reward) -> Float[Tensor, " B"]:
         """Answers by name. Of several processes together the first one asks, and tells the others."""
@@ -167,7 +167,7 @@ class ConditionalOracle(Oracle):
         ]
 
         def answered(designs: Sequence[Any]) -> Float[Tensor, " B"]:
-            names = [f"{_name(design)} for {label}" for design, label in zip(designs, labels, strict=True)]
+            names = [f"{name_of(design)} for {label}" for design, label in zip(designs, labels, strict=True)]
             first = {name: row for row, name in reversed(list(enumerate(names)))}
             rows = torch.tensor([first[name] for name in dict.fromkeys(names) if name not in self._answers]).long()
             bought = under(self.reward, {key: value[rows.to(value.device)] for key, value in cond.items()})
@@ -186,7 +186,7 @@ def as_oracle(reward: Reward, **options: Any) -> Oracle:
     return kind(as_reward(reward), **options)
 
 
-def _name(design: Any) -> Any:
+def name_of(design: Any) -> Any:
     """What tells a design from others and can be written down: the design itself, of an array a digest."""
     if not isinstance(design, Tensor | np.ndarray):
         return design

@@ -3,7 +3,6 @@
 from difftilt.networks.causal import CausalDenoiser
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
-from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
@@ -19,7 +18,7 @@ from difftilt.networks.windowed import Windowed
 
 __all__ = [
     "Adapted", "CausalDenoiser", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor",
-    "ConvTransformerDenoiser", "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser",
+    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser",
     "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser",
     "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

@@ -112,16 +112,14 @@ class MoleculeTask(Task):
     # --- models --------------------------------------------------------------------------------------------------
 
     def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:
-        """The prior's network over the words of the data; a causal one shows them in order, one a step."""
-        prior, codec = self.prior(process), data.codec
+        """The prior's network over the words of the data, which are shown in order, one a step."""
+        codec = data.codec
         assert isinstance(codec, SelfiesCodec)
         with seeded_initialisation(seed):
             sizes = {"vocabulary": codec.vocabulary, "length": codec.length}
-            denoiser = construct("denoiser", {**prior.denoiser, **sizes})
-        ordered = getattr(denoiser, "causal", False)
-        stages = {"stages": in_order(codec.length)} if ordered else {}
-        made = construct("process", {"type": process, "vocabulary": codec.vocabulary, **stages})
-        return Policy(denoiser, made, codec, (codec.length,), steps=codec.length if ordered else prior.steps)
+            denoiser = construct("denoiser", {**self.prior(process).denoiser, **sizes})
+        spec = {"type": process, "vocabulary": codec.vocabulary, "stages": in_order(codec.length)}
+        return Policy(denoiser, construct("process", spec), codec, (codec.length,), steps=codec.length)
 
     def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
         """The bound beside a Markov model, and designs beside held-out molecules; both also for training molecules.

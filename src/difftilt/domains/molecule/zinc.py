@@ -53,7 +53,6 @@ ZINC = MoleculeTask(
             training=PretrainConfig(
                 updates=5000, batch=128, learning_rate=2e-3, weight_decay=0.01, ema=0.999, validate_every=500
             ),
-            steps=24,
         )
     },
 )  # fmt: skip

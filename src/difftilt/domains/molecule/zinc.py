@@ -54,8 +54,8 @@ ZINC = MoleculeTask(
                 updates=5000, batch=128, learning_rate=2e-3, weight_decay=0.01, ema=0.999, validate_every=500
             ),
             note=(
-                "Words are shown from left to right. Its laws are sharpened by the temperature 0.7 after training: QED, "
-                "logP, synthetic accessibility and rings are then nearer to the data's (mean QED 0.70, at 1 it is "
+                "Words are shown from left to right. Its laws are sharpened by the temperature 0.7 after training: "
+                "QED, logP, synthetic accessibility and rings are then nearer to the data's (mean QED 0.70, at 1 it is "
                 "0.65), and the bound is that of the sharpened law."
             ),
         )

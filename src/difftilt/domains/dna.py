@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from difftilt.data import Table, names
+from difftilt.domains.references import SecondReference
 from difftilt.domains.sequence import SequenceTask
 from difftilt.domains.task import MASKED, Prior
 from difftilt.training.pretrain import PretrainConfig
@@ -53,12 +54,20 @@ YEAST = SequenceTask(
     reward_training=RegressConfig(epochs=20, members=4),
     judge={"type": "recurrent", "width": 48},
     judge_training=RegressConfig(epochs=20, members=3, seed=1),
+    motifs={"TTACCCG": "Reb1", "RTCRYNNNNNACG": "Abf1", "TGACTCA": "Gcn4", "AAAAAAA": "poly(dA:dT)"},
+    both_strands=True,
+    words=(4,),  # of 6 letters, 199 families show too few
 )
 
 
 def _as_found(table: Table) -> np.ndarray:
     """Genomic sequences as they are: no mutants of CRX sites or of shape."""
     return table.column("construct") == "WT" if "construct" in table.columns else np.ones(len(table), dtype=bool)
+
+
+def _native_elements(table: Table) -> np.ndarray:
+    """Pieces of a genome: no random or designed elements."""
+    return table.column("group") == "native"
 
 
 CRX = SequenceTask(
@@ -70,22 +79,30 @@ CRX = SequenceTask(
     aliases={"U": "T"},
     score_name="log2 activity relative to the basal promoter",
     naturalness=(
-        "p_pre is trained on 4,800 genomic sequences bound by CRX in mouse, mutants left out: likelihood under it says "
-        "how much a design looks like such an element, in composition, CRX sites and their place at the centre."
+        "p_pre is trained on 4,335 genomic sequences bound by CRX in mouse, mutants left out; most are turned so that "
+        "the CRX site at their centre reads TAATCC. Likelihood under it says how much a design looks like such an "
+        "element, in composition, CRX sites and their place."
     ),
     prior_rows=_as_found,
     priors={
         MASKED: Prior(
-            denoiser={"type": "conv", "width": 64, "kernel": 9, "dilations": [1, 2, 4, 8], "dropout": 0.3},
-            training=PretrainConfig(updates=2400, batch=128, learning_rate=1e-3, weight_decay=0.3, validate_every=200),
+            denoiser={"type": "conv", "width": 48, "kernel": 9, "dilations": [1, 2, 4, 8, 16], "dropout": 0.1},
+            training=PretrainConfig(
+                updates=900, batch=64, learning_rate=3e-3, weight_decay=0.05, ema=0.98, validate_every=100
+            ),
             steps=32,
         )
     },
-    reward={"type": "conv", "width": 48, "kernel": 9, "dilations": [1, 1, 2, 4], "hidden": 48, "dropout": 0.3},
-    reward_training=RegressConfig(epochs=20, members=4),
-    judge={"type": "recurrent", "width": 40, "kernel": 9},
-    judge_training=RegressConfig(epochs=20, members=3, seed=1),
-    shipped=False,
+    reward={"type": "conv", "width": 32, "kernel": 9, "dilations": [1, 2, 4], "hidden": 32, "dropout": 0.3},
+    reward_training=RegressConfig(epochs=12, members=3),
+    judge={"type": "recurrent", "width": 24, "kernel": 9},
+    judge_training=RegressConfig(epochs=10, members=2, seed=1),
+    motifs={"TAATCC": "CRX", "TTAATCC": "CRX, its best site", "TGCTGAC": "NRL, half a site"},
+    both_strands=True,
+    words=(4, 6),
+    second_reference=SecondReference(
+        data_set="k562-enhancer", rows=_native_elements, title="2,000 native elements for human K562 cells"
+    ),
 )
 
 

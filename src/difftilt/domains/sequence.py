@@ -18,6 +18,7 @@ from difftilt.core.registry import construct
 from difftilt.core.trajectory import sample_states
 from difftilt.data import Table, cluster_split, load, merge_repeats, random_split, read_designs, validate
 from difftilt.domains.describing import describe_sequences
+from difftilt.domains.references import Lookout, SecondReference
 from difftilt.domains.task import DENOISER, FEWEST, MASKED, Designs, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.metrics import sequences
@@ -65,6 +66,14 @@ class SequenceTask(Task):
     """Regressor of the judge."""
     judge_training: RegressConfig = field(default_factory=lambda: RegressConfig(seed=1))
     """How it is trained."""
+    motifs: Mapping[str, str] = field(default_factory=dict)
+    """Motifs that are counted in designs, IUPAC codes, each with what binds it (empty: not said)."""
+    both_strands: bool = False
+    """Whether motifs and words of designs are those of both strands."""
+    words: tuple[int, ...] = ()
+    """Lengths of the words that are compared with those of the data, and of :attr:`second_reference`; 3 to 8."""
+    second_reference: SecondReference | None = None
+    """Other sequences whose words designs are compared with."""
 
     parts: ClassVar[tuple[str, ...]] = (DENOISER, "reward", "judge")
 
@@ -160,8 +169,13 @@ class SequenceTask(Task):
         codec = self.codec(length, process)
         event = tuple(codec.encode(data.codec.decode(data.states[:1])).shape[1:])
         made: Process = construct("process", {"type": process, "vocabulary": letters})
-        words = sequences.kmer_counts(data.states[data.prior_train], 3, letters).long().tolist()
-        return Policy(denoiser, made, codec, event, steps=prior.steps, card={"kmer_counts": words})
+        train, test = data.states[data.prior_train], data.states[data.prior_test]
+        card: dict[str, Any] = {"kmer_counts": sequences.kmer_counts(train, 3, letters).long().tolist()}
+        if self.motifs or self.words:
+            card |= self.lookout.card(
+                train, test, self.second_reference, lambda rows: self.codec(len(rows[0])).encode(rows)
+            )
+        return Policy(denoiser, made, codec, event, steps=prior.steps, card=card)
 
     def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
         """The bound beside Markov models, and letters and words of samples beside those of held-out designs."""
@@ -210,12 +224,25 @@ class SequenceTask(Task):
     # --- what people look at -------------------------------------------------------------------------------------
 
     def describe(self, policy: Policy, known: Any) -> Describe:
-        """Uniqueness, diversity, novelty, words, and letters by position for logos."""
-        return describe_sequences(policy, known)
+        """Uniqueness, diversity, novelty, words, motifs, and letters by position for logos."""
+        common, codec = describe_sequences(policy, known), policy.codec
+        assert isinstance(codec, TokenCodec)
+        if not self.motifs and not self.words:
+            return common
+        lookout = self.lookout
+        return lambda x_0: {**common(x_0), **lookout.describe(policy.card, codec.tokens(x_0).cpu())}
+
+    @property
+    def lookout(self) -> Lookout:
+        """What is looked for in designs."""
+        return Lookout(alphabet=self.alphabet, motifs=self.motifs, words=self.words, both_strands=self.both_strands)
 
     def facts(self, policy: Policy) -> dict[str, Any]:
-        """Letters and length."""
-        return {"alphabet": self.alphabet, "length": policy.event_shape[0]}
+        """Letters and length; motifs, and what held-out designs have of them."""
+        facts: dict[str, Any] = {"alphabet": self.alphabet, "length": policy.event_shape[0]}
+        if self.motifs:
+            facts["motifs"] = dict(self.motifs)
+        return facts | {name: policy.card[name] for name in ("second_reference", "held_out") if name in policy.card}
 
 
 def _table(data: Designs) -> Table:

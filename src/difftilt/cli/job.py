@@ -38,22 +38,24 @@ class Job:
     """What is raised, infeasible where the task has limits."""
     asked: Reward
     """The same without the task's limits, for words and for the numbers that it is made of."""
-    judge: EnsembleReward | None
+    judge: Reward | None
     known: Any
     """What novelty is told by (:meth:`Task.known`), where the data are at hand."""
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the task, plain values."""
         entry, settings = self.entry, self.plan.settings
+        several = isinstance(self.judge, CombinedReward)
+        own = ", each by a judge of its own" if several else ""
         return {
             "name": entry.name,
             "domain": entry.domain,
             "summary": entry.summary,
             "data_set": settings.data.name if settings.data else entry.data_set,
             **entry.facts(self.policy),
-            "score_name": score_name(entry, settings.reward),
+            "score_name": _describe(self.judge, "") if several else score_name(entry, settings.reward),
             "reward_name": _describe(self.asked, str(settings.reward)),
-            "judge_name": None if self.judge is None else _describe(self.judge, "model"),
+            "judge_name": None if self.judge is None else _describe(self.judge, "model") + own,
             "naturalness": entry.naturalness,
             "citation": record_of(entry.data_set).citation,
         }
@@ -94,8 +96,8 @@ def load_job(plan: Plan) -> Job:
     policy = hold(policy, settings.fix)
     table = None if settings.data is None else _own_table(entry, settings, policy)
     reward = build.load_reward(entry, settings.reward, settings.models, table, settings.require)
-    judge = build.load_judge(entry, settings.models)
-    for model in (*_parts(reward), judge):
+    judge = build.judge_of(entry, settings.reward, settings.models)
+    for model in (*_parts(reward), *(() if judge is None else _parts(judge))):
         if isinstance(model, EnsembleReward):
             check_fit(model, policy)
             model.to(device)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from difftilt.data import Table, names
+from difftilt.domains.promoter import SECOND, SECOND_JUDGE, PromoterTask
 from difftilt.domains.references import SecondReference
 from difftilt.domains.sequence import SequenceTask
-from difftilt.domains.task import MASKED, Prior
+from difftilt.domains.task import MASKED, LearnedReward, Prior
 from difftilt.training.pretrain import PretrainConfig
 from difftilt.training.regress import RegressConfig
 
@@ -15,6 +16,11 @@ from difftilt.training.regress import RegressConfig
 def _defined_medium(table: Table) -> np.ndarray:
     """Rows measured in the ``defined`` medium; all rows of a table without that column."""
     return table.column("medium") == "defined" if "medium" in table.columns else np.ones(len(table), dtype=bool)
+
+
+def _complex_medium(table: Table) -> np.ndarray:
+    """Rows measured in the ``complex`` medium; none of a table without that column."""
+    return table.column("medium") == "complex" if "medium" in table.columns else np.zeros(len(table), dtype=bool)
 
 
 def _native(table: Table) -> np.ndarray:
@@ -29,7 +35,7 @@ def _lower_half(table: Table) -> np.ndarray:
     return table.scores < np.nanmedian(table.scores)
 
 
-YEAST = SequenceTask(
+YEAST = PromoterTask(
     name="yeast-promoter",
     domain="dna",
     summary="yeast promoters of 80 bp toward higher expression in defined medium (Vaishnav et al. 2022)",
@@ -54,6 +60,25 @@ YEAST = SequenceTask(
     reward_training=RegressConfig(epochs=20, members=4),
     judge={"type": "recurrent", "width": 48},
     judge_training=RegressConfig(epochs=20, members=3, seed=1),
+    rewards={
+        "defined": LearnedReward(
+            part="reward",
+            judge="judge",
+            summary="expression in defined medium (SC-Ura)",
+            score_name="expression in defined medium (log-scale bin units)",
+        ),
+        "complex": LearnedReward(
+            part=SECOND,
+            judge=SECOND_JUDGE,
+            summary="expression in complex medium (YPD)",
+            score_name="expression in complex medium (log-scale bin units)",
+        ),
+    },
+    second_rows=_complex_medium,
+    second_reward={"type": "conv", "width": 48, "kernel": 7, "dilations": [1, 2, 4], "hidden": 48, "dropout": 0.2},
+    second_reward_training=RegressConfig(epochs=6, members=2, seed=2),
+    second_judge={"type": "recurrent", "width": 32},
+    second_judge_training=RegressConfig(epochs=6, members=2, seed=3),
     motifs={"TTACCCG": "Reb1", "RTCRYNNNNNACG": "Abf1", "TGACTCA": "Gcn4", "AAAAAAA": "poly(dA:dT)"},
     both_strands=True,
     words=(4,),  # of 6 letters, 199 families show too few

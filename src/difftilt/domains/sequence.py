@@ -93,7 +93,7 @@ class SequenceTask(Task):
             readable = np.array([set(design.upper()) <= set(letters) for design in table.sequences])
             table = replace(table.take(readable), skipped=int((~readable).sum()))
         read = validate(table.sequences, letters, path=path, lines=table.lines)
-        table = merge_repeats(replace(table, sequences=read))
+        table = self.merged(replace(table, sequences=read))
         if len(table) < FEWEST:
             raise DataError(f"{path}: expected at least {FEWEST} designs; got {len(table)}; add more")
         if table.score_column is not None and np.isnan(table.scores).all():
@@ -101,6 +101,10 @@ class SequenceTask(Task):
                 f"{path}: expected numbers in the column '{table.score_column}'; got none; fill it, or leave it out"
             )
         return table
+
+    def merged(self, table: Table) -> Table:
+        """One row per design of one's own table."""
+        return merge_repeats(table)
 
     def split(self, data: Designs, *, seed: int = 0) -> TaskData:
         """10 % test, the rest halved between reward and judge; p_pre learns from both halves.

@@ -75,10 +75,10 @@ YEAST = PromoterTask(
         ),
     },
     second_rows=_complex_medium,
-    second_reward={"type": "conv", "width": 48, "kernel": 7, "dilations": [1, 2, 4], "hidden": 48, "dropout": 0.2},
-    second_reward_training=RegressConfig(epochs=6, members=2, seed=2),
-    second_judge={"type": "recurrent", "width": 32},
-    second_judge_training=RegressConfig(epochs=6, members=2, seed=3),
+    second_reward={"type": "conv", "width": 32, "kernel": 7, "dilations": [1, 2], "hidden": 32, "dropout": 0.1},
+    second_reward_training=RegressConfig(epochs=4, learning_rate=4e-3, members=2, seed=2),
+    second_judge={"type": "recurrent", "width": 16},
+    second_judge_training=RegressConfig(epochs=4, learning_rate=6e-3, members=1, seed=3),
     motifs={"TTACCCG": "Reb1", "RTCRYNNNNNACG": "Abf1", "TGACTCA": "Gcn4", "AAAAAAA": "poly(dA:dT)"},
     both_strands=True,
     words=(4,),  # of 6 letters, 199 families show too few
@@ -111,9 +111,9 @@ CRX = SequenceTask(
     prior_rows=_as_found,
     priors={
         MASKED: Prior(
-            denoiser={"type": "conv", "width": 48, "kernel": 9, "dilations": [1, 2, 4, 8, 16], "dropout": 0.1},
+            denoiser={"type": "conv", "width": 32, "kernel": 9, "dilations": [1, 2, 4, 8, 16], "dropout": 0.05},
             training=PretrainConfig(
-                updates=900, batch=64, learning_rate=3e-3, weight_decay=0.05, ema=0.98, validate_every=100
+                updates=400, batch=64, learning_rate=4e-3, weight_decay=0.05, ema=0.98, validate_every=100
             ),
             steps=32,
         )

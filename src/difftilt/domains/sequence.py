@@ -114,7 +114,10 @@ class SequenceTask(Task):
             seed: of the split.
         """
         table = _table(data)
-        table = table.take(self.rows(table))
+        used = table.take(self.rows(table))
+        if not len(used):
+            raise DataError(f"{table.path}: expected rows that {self.name} uses; got none of {len(table)}; add some")
+        table = used
         codec = self.codec(len(table.sequences[0]))
         tokens = codec.encode(table.sequences)
         test, reward, judge = self.shares(table.sequences, (0.1, 0.45, 0.45), seed)

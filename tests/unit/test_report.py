@@ -201,7 +201,7 @@ def dna(run: RunFolder, unseen: float = 0.4821) -> RunFolder:
     config, facts = make_config(), json.loads(run.evaluation.read_text())
     config["task"] |= {
         "motifs": {"TAATCC": "CRX", "TGACTCA": ""}, "second_reference": "native elements",
-        "held_out": {"sites_TAATCC": unseen, "kmer6_distance": 0.0779},
+        "held_out": {"sites_TAATCC": unseen, "kmer6_distance": 0.0779}, "in_training": {"sites_TGACTCA": 0.0233},
     }  # fmt: skip
     for i, when in enumerate(("before", "after")):
         facts[when] |= {"sites_TAATCC": 0.5213 + i, "sites_TGACTCA": 0.0017 + i, "kmer6_distance": 0.0812 + 0.1 * i}
@@ -216,7 +216,7 @@ def test_motifs_and_words_are_named_and_set_beside_those_of_held_out_designs(run
     assert {0.5213, 1.5213, 0.0017, 0.0812, 0.1871, 0.2871} <= set(values(text))
     for words in (
         "Sites TAATCC<small>CRX; mean number in a design; held-out designs 0.482</small>",
-        "Sites TGACTCA<small>mean number in a design</small>",
+        "Sites TGACTCA<small>mean number in a design; training designs 0.0233</small>",
         "6-letter words<small>Jensen-Shannon distance to those of the training data, 0 to 1; held-out designs 0.078",
         "6-letter words<small>Jensen-Shannon distance to those of native elements, 0 to 1</small>",
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, find, record_of
+from difftilt.domains.sequence import SequenceTask
 from difftilt.domains.task import Designs, Task
 from difftilt.errors import ConfigError, StateError, UnsupportedError
+from difftilt.metrics.motifs import checked_motif
 from difftilt.rewards.combined import CombinedReward
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
@@ -53,12 +56,37 @@ class Job:
             "summary": entry.summary,
             "data_set": settings.data.name if settings.data else entry.data_set,
             **entry.facts(self.policy),
+            **self._in_training(),
             "score_name": _describe(self.judge, "") if several else score_name(entry, settings.reward),
             "reward_name": _describe(self.asked, str(settings.reward)),
             "judge_name": None if self.judge is None else _describe(self.judge, "model") + own,
             "naturalness": entry.naturalness,
             "citation": record_of(entry.data_set).citation,
         }
+
+    def _in_training(self) -> dict[str, Any]:
+        """Motifs that the model's card does not know, counted in the training designs where these are at hand."""
+        if not isinstance(self.entry, SequenceTask) or not isinstance(self.known, torch.Tensor):
+            return {}
+        held_out = self.policy.card.get("held_out", {})
+        found = {name: value for name, value in self.entry.lookout.sites(self.known).items() if name not in held_out}
+        return {"in_training": found} if found else {}
+
+
+def looking_for(entry: Task, asked: Sequence[str]) -> Task:
+    """A task that counts more motifs in designs.
+
+    Raises:
+        ConfigError: one is no motif, or the designs are no nucleic acids.
+    """
+    if not asked:
+        return entry
+    if not isinstance(entry, SequenceTask) or entry.domain not in ("dna", "rna"):
+        raise ConfigError(
+            f"expected a task of DNA or RNA for --motif; got {entry.name}, of domain {entry.domain}; leave it out"
+        )
+    motifs = {motif: entry.motifs.get(motif, "") for motif in map(checked_motif, asked)}
+    return dataclasses.replace(entry, motifs={**entry.motifs, **motifs})
 
 
 def _parts(reward: Reward) -> list[Reward]:
@@ -87,7 +115,7 @@ def load_job(plan: Plan) -> Job:
         DiffTiltError: something is missing, or does not fit together.
     """
     settings = plan.settings
-    entry = build.task(settings.task)
+    entry = looking_for(build.task(settings.task), settings.motif)
     process = settings.process or entry.process
     device = choose_device(settings.device, settings.threads)
     policy = build.load_task_policy(entry, process, settings.models).to(device)

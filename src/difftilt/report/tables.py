@@ -18,6 +18,8 @@ TOP = 50
 METHOD_TABLES = ("settings", "algorithm", "sampler")
 WORDS = re.compile(r"kmer(\d+)_distance(_second)?")
 """Keys of distances between word spectra."""
+REFERENCES = (("held_out", "held-out designs"), ("in_training", "training designs"))
+"""Tables of the task with the same numbers of other designs, and whose they are."""
 KNOWN = ("reward", "judge", "position_frequencies")
 
 
@@ -166,11 +168,12 @@ def naturalness(facts: RunFacts) -> list[Comparison]:
     stored = [table for when in ("before", "after") if isinstance(table := facts.get(when), Mapping)]
     rest = [key for table in stored for key in table if key not in keys]
     named += [(key, *_named(key, facts), three if WORDS.fullmatch(key) else significant) for key in dict.fromkeys(rest)]
-    unseen = facts.table("task").get("held_out")
+    references = [(facts.table("task").get(name), what) for name, what in REFERENCES]
     rows = []
     for key, label, note, text in named:
-        if isinstance(unseen, Mapping) and finite(unseen.get(key)) is not None:
-            note = "; ".join(filter(None, [note, f"held-out designs {text(finite(unseen[key]))}"]))
+        for table, what in references:
+            if isinstance(table, Mapping) and (value := finite(table.get(key))) is not None:
+                note = "; ".join(filter(None, [note, f"{what} {text(value)}"]))
         before, after = (estimate(facts.get(when, key)) for when in ("before", "after"))
         if before is not None or after is not None:
             halves = [value.half_width for value in (before, after) if value is not None]

@@ -73,6 +73,14 @@ def test_the_site_of_crx_is_found_on_both_strands_and_only_there() -> None:
     assert one.tolist() == [1, 0, 0, 1]
 
 
+def test_codes_are_those_of_sequence_files() -> None:
+    """A, C, G, T are bits 1, 2, 4, 8 of the sixteen codes of the BAM format (SAM specification, section 4.2.3)."""
+    for mask, code in enumerate("=ACMGRSVTWYHKDBN"):
+        if mask:
+            assert set(IUPAC[code]) == {letter for bit, letter in enumerate("ACGT") if mask >> bit & 1}, code
+    assert set(IUPAC) == set("ACMGRSVTWYHKDBN") | {"U"}
+
+
 def test_a_palindrome_counts_once_and_overlaps_count_each() -> None:
     assert sites(encode(["GGTGACGTCAGG"]), "TGACGTCA", "ACGT").tolist() == [1]
     assert sites(encode(["AAAAAAAA"]), "AAAAAAA", "ACGT").tolist() == [2]

@@ -11,6 +11,7 @@ from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.near import NearDenoiser
 from difftilt.networks.regressor import ConvRegressor, PerceptronRegressor, RecurrentRegressor, WindowRegressor
+from difftilt.networks.scan import ScanRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
 from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, VariantRegressor
@@ -19,6 +20,6 @@ from difftilt.networks.windowed import Windowed
 __all__ = [
     "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
     "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
-    "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser",
-    "VariantRegressor", "WindowRegressor", "Windowed",
+    "RecurrentRegressor", "ScanRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser",
+    "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

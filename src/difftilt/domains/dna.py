@@ -90,6 +90,11 @@ def _as_found(table: Table) -> np.ndarray:
     return table.column("construct") == "WT" if "construct" in table.columns else np.ones(len(table), dtype=bool)
 
 
+def _element(table: Table) -> list[str] | None:
+    """The genomic element of each row: labels end in the construct."""
+    return [label.rpartition("_")[0] for label in table.column("label")] if "label" in table.columns else None
+
+
 def _native_elements(table: Table) -> np.ndarray:
     """Pieces of a genome: no random or designed elements."""
     return table.column("group") == "native"
@@ -109,6 +114,7 @@ CRX = SequenceTask(
         "element, in composition, CRX sites and their place."
     ),
     prior_rows=_as_found,
+    family=_element,
     priors={
         MASKED: Prior(
             denoiser={"type": "conv", "width": 32, "kernel": 9, "dilations": [1, 2, 4, 8, 16], "dropout": 0.05},

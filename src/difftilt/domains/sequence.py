@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,11 @@ def every_row(table: Table) -> np.ndarray:
     return np.ones(len(table), dtype=bool)
 
 
+def no_family(table: Table) -> None:
+    """Nothing is known beyond the sequences."""
+    return
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceTask(Task):
     """A named problem over fixed-length sequences."""
@@ -56,6 +61,8 @@ class SequenceTask(Task):
     """Rows, of those used, that p_pre learns."""
     cluster_distance: int | None = 3
     """Sequences within this Hamming distance never fall in different parts; ``None`` splits rows at random."""
+    family: Callable[[Table], Sequence[str] | None] = no_family
+    """Name of each row's family, such as a sequence and mutants made of it, which stay together; ``None`` if unknown."""
     judge_set: str | None = None
     """A replicate measurement that judges a table reward."""
     reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
@@ -121,7 +128,9 @@ class SequenceTask(Task):
         codec = self.codec(len(table.sequences[0]))
         tokens = codec.encode(table.sequences)
         test, reward, judge = self.shares(table.sequences, (0.1, 0.45, 0.45), seed)
-        prior = self.prior_rows(table)
+        prior, family = self.prior_rows(table), self.family(table)
+        if family is not None:
+            test, reward, judge = _together(family, prior, (test, reward, judge))
         rest = np.concatenate([reward, judge])
         rest = rest[prior[rest]]
         train, validation = self.shares([table.sequences[i] for i in rest], (0.93, 0.07), seed)
@@ -149,7 +158,10 @@ class SequenceTask(Task):
     def split_note(self) -> str:
         """How rows are split."""
         distance = self.cluster_distance
-        return f"by cluster: no test row within {distance} mutations of a training row" if distance else "at random"
+        kin = "" if self.family is no_family else "; mutants stay with what they were made of"
+        return (
+            f"by cluster: no test row within {distance} mutations of a training row{kin}" if distance else "at random"
+        )
 
     def trainable(self, data: Designs) -> tuple[str, ...]:
         """The denoiser alone where there are no scores."""
@@ -252,6 +264,18 @@ class SequenceTask(Task):
         if self.motifs:
             facts["motifs"] = dict(self.motifs)
         return facts | {name: policy.card[name] for name in ("second_reference", "held_out") if name in policy.card}
+
+
+def _together(family: Sequence[str], lead: np.ndarray, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Parts in which each family is where its first row of ``lead`` is, or its first row if none is of ``lead``."""
+    part = np.full(len(family), -1)
+    for i, rows in enumerate(parts):
+        part[rows] = i
+    home: dict[str, int] = {}
+    for row in [*np.flatnonzero(lead).tolist(), *np.flatnonzero(~lead).tolist()]:
+        home.setdefault(family[row], int(part[row]))
+    moved = np.array([home[name] for name in family])
+    return [np.flatnonzero(moved == i) for i in range(len(parts))]
 
 
 def _table(data: Designs) -> Table:

@@ -62,7 +62,7 @@ class SequenceTask(Task):
     cluster_distance: int | None = 3
     """Sequences within this Hamming distance never fall in different parts; ``None`` splits rows at random."""
     family: Callable[[Table], Sequence[str] | None] = no_family
-    """Name of each row's family, such as a sequence and mutants made of it, which stay together; ``None`` if unknown."""
+    """Name of each row's family, e.g. a sequence and mutants of it, which stay together; ``None`` where unknown."""
     judge_set: str | None = None
     """A replicate measurement that judges a table reward."""
     reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})

@@ -65,6 +65,8 @@ class SequenceTask(Task):
     """Name of each row's family, e.g. a sequence and mutants of it, which stay together; ``None`` where unknown."""
     judge_set: str | None = None
     """A replicate measurement that judges a table reward."""
+    floor: float | None = None
+    """Scores below count as this in reward and judge: the limit of detection; ``None`` where there is none."""
     reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
     """Regressor of the reward."""
     reward_training: RegressConfig = field(default_factory=RegressConfig)
@@ -217,6 +219,8 @@ class SequenceTask(Task):
             data = self.split(load(self.judge_set), seed=seed)
         assert isinstance(data.codec, TokenCodec)
         rows, tokens, scores, test = getattr(data, part), data.states, data.scores, data.test
+        if self.floor is not None:
+            scores = scores.clamp(min=self.floor)
         mean, scale = scores[rows].mean().item(), scores[rows].std().item()
         spec = {**chosen, "vocabulary": data.codec.vocabulary, "length": data.codec.length}
         members = train_members(

@@ -18,6 +18,7 @@ from difftilt.domains import dna, rna
 from difftilt.domains.sequence import SequenceTask, every_row, no_family
 from difftilt.domains.task import TaskData
 from difftilt.errors import DataError
+from difftilt.training.regress import RegressConfig
 
 TASKS = [*rna.TASKS, *dna.TASKS]
 SHIPPED = [task for task in TASKS if task.shipped]
@@ -117,6 +118,25 @@ def test_families_stay_together_and_rows_of_p_pre_stay_where_they_were() -> None
     for part in ("test", "reward", "judge"):
         originals = [{row for row in parts(data)[part] if row < 600} for data in (free, kept)]
         assert originals[0] == originals[1], part
+
+
+def test_scores_below_the_limit_of_detection_count_as_the_limit() -> None:
+    """The reward's mean is that of the scores it learned; twin: without a limit it is another."""
+    settings = {
+        "reward": {"type": "scan", "width": 2, "hidden": 2},
+        "reward_training": RegressConfig(epochs=1, members=1),
+    }
+
+    def mean(floor: float | None) -> float:
+        task = plain(**settings, floor=floor)
+        data = task.split(table())
+        return task.fit("reward", data, seed=0, told=lambda _: None)[0].mean
+
+    scores = plain().split(table())
+    rows = scores.scores[scores.reward]
+    assert mean(None) == pytest.approx(rows.mean().item(), rel=1e-5)
+    assert mean(1.0) == pytest.approx(rows.clamp(min=1.0).mean().item(), rel=1e-5)
+    assert abs(mean(1.0) - mean(None)) > 0.1
 
 
 def test_no_element_of_crx_has_versions_in_two_parts() -> None:

@@ -122,7 +122,7 @@ CRX = SequenceTask(
             training=PretrainConfig(
                 updates=400, batch=64, learning_rate=4e-3, weight_decay=0.05, ema=0.98, validate_every=100
             ),
-            steps=32,
+            steps=64,
         )
     },
     reward={"type": "scan", "width": 48, "kernel": 7, "hidden": 32, "dropout": 0.3},

@@ -63,7 +63,7 @@ def test_the_card_s_bound_and_yardstick_are_those_of_the_test_rows(data: TaskDat
 
 
 def test_samples_have_the_site_of_crx_at_their_centre(data: TaskData) -> None:
-    """TAAT between letters 76 and 88 in most elements, in fewer samples (several letters are shown at once), rarely elsewhere.
+    """TAAT between letters 76 and 88 in most elements, in fewer samples, rarely elsewhere.
 
     128 samples: shares with standard errors of at most 0.045, bounds five of them away from what 256 samples gave.
     """

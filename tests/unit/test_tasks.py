@@ -234,7 +234,7 @@ def test_a_task_reads_both_t_and_u_and_prints_its_own_letters(task: SequenceTask
 
 
 def test_names_lead_to_their_tasks() -> None:
-    assert {task.name for task in SHIPPED} == {"utr-mrl", "yeast-promoter", "tfbind8"}
+    assert {task.name for task in SHIPPED} == {"utr-mrl", "yeast-promoter", "crx-enhancer", "tfbind8"}
     assert build.task("tfbind8/SIX6_REF_R1") is build.task("tfbind8")
     assert build.task("tfbind8/CRX_REF_R1").data_set == "tfbind8/CRX_REF_R1"
     assert len({task.name for task in TASKS}) == len(TASKS)

@@ -105,7 +105,8 @@ def _describe(reward: Reward, name: str) -> str:
     metrics = reward.card.get("metrics", {})
     rows = f" on {metrics['training_rows']:,} designs" if "training_rows" in metrics else ""
     fit = f", held-out Spearman {metrics['test_spearman']:.2f}" if "test_spearman" in metrics else ""
-    return f"mean of {len(reward.members)} networks trained{rows}{fit}"
+    what = "a network" if len(reward.members) == 1 else f"mean of {len(reward.members)} networks"
+    return f"{what} trained{rows}{fit}"
 
 
 def load_job(plan: Plan) -> Job:

@@ -107,7 +107,7 @@ CRX = SequenceTask(
     data_set="crx-enhancer",
     alphabet="ACGT",
     aliases={"U": "T"},
-    score_name="log2 activity relative to the basal promoter, at least -4",
+    score_name="log2 activity relative to the basal promoter (at least -4)",
     naturalness=(
         "p_pre is trained on 4,335 genomic sequences bound by CRX in mouse, mutants left out; most are turned so that "
         "the CRX site at their centre reads TAATCC. Likelihood under it says how much a design looks like such an "

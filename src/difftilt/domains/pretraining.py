@@ -32,8 +32,9 @@ class Pretraining:
     def run(self, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """Train the named parts; returns each one's metrics."""
         data = self.entry.split(self.data, seed=self.seed)
+        own = {part: self.entry.rows_of(part, self.data, data, seed=self.seed) for part in parts}
         for part in parts:
-            rows = len(data.prior_train) if part == DENOISER else len(getattr(data, part, data.reward))
+            rows = len(data.prior_train) if part == DENOISER else len(getattr(own[part], part, own[part].reward))
             if rows < FEWEST:
                 what = "designs" if part == DENOISER else "scored designs"
                 raise DataError(f"expected at least {FEWEST} {what} for the {part}; got {rows}; add more")
@@ -43,7 +44,7 @@ class Pretraining:
             if part == DENOISER:
                 model, metrics = self._denoiser(data)
             else:
-                model, metrics = self.entry.fit(part, data, seed=self.seed, told=self.on_event)
+                model, metrics = self.entry.fit(part, own[part], seed=self.seed, told=self.on_event)
             metrics["seconds"] = round(time.monotonic() - started, 1)
             model.card = self._card(part, metrics) | model.card
             model.save_pretrained(self.folder(part))
@@ -69,7 +70,7 @@ class Pretraining:
             "task": entry.name,
             "part": part,
             **{name: fact for name, fact in own.items() if fact is not None},
-            "score": entry.score_name,
+            "score": entry.score_of(part),
             "naturalness": entry.naturalness,
             "data": self._source(part),
             "training": {"command": self.command, "seed": self.seed, **provenance()},

@@ -11,6 +11,7 @@ from difftilt.networks.lora import Adapted
 from difftilt.networks.masked_lm import MaskedLM
 from difftilt.networks.near import NearDenoiser
 from difftilt.networks.regressor import ConvRegressor, PerceptronRegressor, RecurrentRegressor, WindowRegressor
+from difftilt.networks.scan import ScanRegressor
 from difftilt.networks.timed import TimedConvDenoiser
 from difftilt.networks.transformer import TransformerDenoiser
 from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, VariantRegressor
@@ -18,7 +19,7 @@ from difftilt.networks.windowed import Windowed
 
 __all__ = [
     "Adapted", "CausalDenoiser", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor",
-    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser",
-    "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser",
+    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
+    "RecurrentRegressor", "ScanRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser",
     "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

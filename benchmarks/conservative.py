@@ -243,7 +243,7 @@ def parts() -> Iterator[tuple[str, str, str, str, int]]:
         for task, seed, kind in itertools.product(tasks, range(seeds), LEARNERS):
             yield what, task, coverage, kind, seed
     kinds = ("ensemble", "additive", "linear", "gaussian process")
-    for kind, seed, task, what in itertools.product(kinds, range(2), HELD_OUT, ("tied law", "tuned")):
+    for seed, kind, task, what in itertools.product(range(2), kinds, HELD_OUT, ("tied law", "tuned")):
         yield what, task, "lead", kind, seed
 
 

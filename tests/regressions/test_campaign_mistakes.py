@@ -50,3 +50,15 @@ def test_a_plate_before_the_first_is_not_sought_between_1_and_0(said):
 def test_a_history_without_events_says_so(said):
     begin("campaigns/new")
     assert said("history", "new") == "no round was proposed yet\n"
+
+
+def test_strands_without_a_forbidden_word_are_refused_since_nothing_would_be_kept(said):
+    words = ("new", "strands", "--task", "tfbind8", "--both-strands", "--longest-run", "3")
+    assert "expected --forbid with --both-strands" in said(*words)
+    assert not Path("campaigns/strands").exists()
+
+
+def test_help_is_written_for_people_who_do_not_read_the_source(said):
+    told = said("new", "--help")
+    assert ":mod:" not in told
+    assert "docs/strategies.md compares them" in " ".join(told.replace("│", " ").split())

@@ -104,9 +104,7 @@ def _unet(channels: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _prior(channels: tuple[int, ...], updates: int) -> dict[str, Prior]:
-    training = PretrainConfig(
-        updates=updates, batch=32, learning_rate=2e-3, ema=0.998, validate_every=updates // 8
-    )  # as many as half an hour of half a core allows
+    training = PretrainConfig(updates=updates, batch=32, learning_rate=2e-3, ema=0.998, validate_every=updates // 8)
     return {GAUSSIAN: Prior(denoiser=_unet(channels), training=training, steps=16)}
 
 
@@ -122,7 +120,7 @@ EMOJI = ImageTask(
     data_set="emoji",
     score_name="compressibility (-kB)",
     naturalness=LIKELIHOOD + "p_pre has seen 3,042 emoji; skin tones of one emoji are never split.",
-    priors=_prior((32, 64, 80), 2000),
+    priors=_prior((32, 64, 80), 10_000),
     processes={GAUSSIAN: SETTINGS},
     rewards=COLOUR,
     default_reward="compressibility",

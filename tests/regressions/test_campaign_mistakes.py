@@ -9,6 +9,7 @@ import pytest
 from campaign_parts import begin, letters
 from difftilt.campaigns.campaign import Campaign
 from difftilt.cli import main
+from difftilt.lab.landscapes import GROUPS, MAKERS
 
 
 @pytest.fixture
@@ -62,3 +63,8 @@ def test_help_is_written_for_people_who_do_not_read_the_source(said):
     told = said("new", "--help")
     assert ":mod:" not in told
     assert "docs/strategies.md compares them" in " ".join(told.replace("│", " ").split())
+
+
+def test_help_names_every_landscape(said):
+    told = set(said("simulate", "--help").replace("│", " ").replace(",", " ").replace(";", " ").split())
+    assert {name for name in (*MAKERS, *GROUPS) if not name.startswith("tfbind8/")} <= told

@@ -139,7 +139,7 @@ class Knows:
         told = [
             replace(pick, mean=v + far, std=1.0) for pick, v, far in zip(picks.candidates, value, off, strict=False)
         ]
-        return Proposal(told, name, {"factor": 1.0, "misfit": 0.0, "noise": 0.0})
+        return Proposal(told, name, {"factor": 2.0, "misfit": 0.0, "noise": 0.0})
 
 
 def test_a_row_is_of_the_policy_that_learned_from_its_round(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ RULES = ("greedy", "as_drawn")
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The update (7) of :mod:`difftilt.campaigns.update`."""
+    """How a round's policy is tuned, (7) of docs/strategies.md."""
 
     alpha: float = 0.05
     """Weight of the KL to p_pre, reward units per nat; above 0."""
@@ -70,7 +70,7 @@ class Picking:
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What every design has to keep; see :mod:`difftilt.campaigns.constraints`."""
+    """What every design has to keep."""
 
     fix: tuple[str, ...] = ()
     """Letters held fixed, e.g. 10:ATG; the first position is 1."""

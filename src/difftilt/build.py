@@ -192,11 +192,19 @@ def load_task_policy(entry: Task, process: str | None = None, models: Path | Non
     Raises:
         ConfigError: the task has none over this process, or it is not there.
     """
-    part = entry.folder(process or entry.process)
+    return Policy.from_pretrained(str(_part(entry, entry.folder(process or entry.process), models)))
+
+
+def _part(entry: Task, part: str, models: Path | None) -> Path:
+    """Where a task's model is.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     folder = model_folder(entry, part, models)
     if folder is None:
         raise ConfigError(_missing(entry, part, models))
-    return Policy.from_pretrained(str(folder))
+    return folder
 
 
 def _missing(entry: Task, part: str, models: Path | None) -> str:
@@ -243,17 +251,15 @@ def load_reward(
 def _one_reward(entry: Task, spec: str, models: Path | None, table: Table | None) -> Reward:
     if ":" in spec:
         return load_function(spec)
-    if spec in entry.rewards:
-        return entry.rewards[spec].make()
+    named = entry.rewards.get(spec)
+    if named is not None:
+        return named.make() if named.part is None else named.make(_part(entry, named.part, models))
     if spec == "table":
         table = table or load(entry.data_set)
         return TableReward(dict(zip(table.sequences, table.scores.tolist(), strict=True)), f"{entry.name} table")
     if spec != "model":
         raise nearest(spec, ["table", "model", *entry.rewards, "scorer.py:my_function"], what="reward")
-    folder = model_folder(entry, "reward", models)
-    if folder is None:
-        raise ConfigError(_missing(entry, "reward", models))
-    return EnsembleReward.from_pretrained(str(folder))
+    return EnsembleReward.from_pretrained(str(_part(entry, "reward", models)))
 
 
 def load_judge(entry: Task, models: Path | None = None) -> EnsembleReward | None:

@@ -1,15 +1,19 @@
-"""``emoji`` toward one reward, by methods with equal oracle calls: the frontier of reward against KL, three seeds.
+"""Images toward one reward, by methods with equal oracle calls: the frontier of reward against KL, three seeds.
 
 Run: ``python benchmarks/images.py run``, then ``table`` and ``plot``. One part: ``python benchmarks/images.py one
 REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 
-- ``compressibility``, a black box: minus the kilobytes as a JPEG at quality 95. A blank image has 643 bytes, so what
-  can be removed is what is above that; ``removed`` is the share of it that is gone, of the pretrained model's own
-  designs and of the data.
-- ``redness``, differentiable: the mean of R - (G + B) / 2.
+- ``compressibility`` of ``emoji``, a black box: minus the kilobytes as a JPEG at quality 95. A blank image has 643
+  bytes, so what can be removed is what is above that; ``removed`` is the share of it that is gone, of the pretrained
+  model's own designs and of the data.
+- ``redness`` of ``emoji``, differentiable: the mean of R - (G + B) / 2.
+- ``label-3`` of ``digits``, differentiable, alpha 1: log p(3 | x) of the task's classifier, so that the target is the
+  law of threes, p_pre(x | 3). Its numbers are known from the pretrained designs by importance weights p(3 | x). Whether
+  a design is a three is also said by its three nearest neighbours among the 2,000 test images, which neither the
+  pretrained model nor the classifier was trained on.
 
-Every method has 512 reward calls (designs that are only judged not counted): 16 updates of 32 paths for those that
-tune, 64 designs of 8 candidates for best of N, 256 paths for the value and 4 candidates of each of 64 designs for
+Every method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those that
+tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs for
 value-weighted sampling. 64 designs of each are judged. A tuned policy has its path KL, from 64 paths, and one point for
 every update; best of N its bound at every N; value-weighted sampling ``K (log M - (M - 1) / M)``, which its K choices
 among M candidates spend at most.
@@ -30,22 +34,26 @@ import torch
 from parts import run_missing, write_part
 
 import difftilt as dt
+from difftilt import build
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward
+from difftilt.core.stats import effective_sample_size, log_mean_exp
 from difftilt.core.trajectory import sample_states
-from difftilt.domains.image import EMOJI, ZOO
+from difftilt.domains.image import DIGITS, EMOJI
+from difftilt.domains.image.describing import pixels_of
 from difftilt.domains.image.pictures import before_and_after, grid
+from difftilt.metrics.images import pairwise
 from difftilt.rewards.images import jpeg_bytes
 from difftilt.rewards.oracle import as_oracle
 from difftilt.rng import Streams
 from difftilt.training.designs import DesignSet, best_of, draw, scored, summary
 from difftilt.values.regression import Regression, fit_value
 
-CALLS, DESIGNS, BLANK = 512, 64, 643
+CALLS, DESIGNS, BLANK = 768, 64, 643
 SEEDS = (0, 1, 2)
-BATCH = 32
+BATCH = 64
 SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 3e-3}
-"""Tuned are the biases and scales (:func:`few`), with few large updates, whose size falls to a twentieth."""
+"""Tuned are the biases and scales (:func:`few`), with few large updates, whose size falls to three tenths."""
 TRUST: dict[str, Any] = {"epochs": 1, "minibatches": 2, "ratio": "gaussian_kl", "trust_kl": 1.0, "kl": "closed_form"}
 TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
     "compressibility": {
@@ -57,24 +65,31 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1e-4, batch=BATCH, learning_rate=3e-3, truncation=2),
     },
+    "label-3": {
+        "ppo": lambda: dt.PPO(alpha=1.0, **{**SHARED, "learning_rate": 3e-4}, **TRUST),
+        "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=BATCH, learning_rate=1e-3),
+    },
 }
 """alpha in kB, and in units of redness, per nat: thousands of nats are spent. Weights of ``reward_weighted_mle`` are
 exp(r / alpha) alone, without path correction, whose thousands of nats would leave one path all the weight: its alpha is
 half of a standard deviation of the reward, and its tilt compounds from update to update."""
+ENTRIES = {"compressibility": EMOJI, "redness": EMOJI, "label-3": DIGITS}
 STEERED = ("best_of_n", "value_weighted")
 CANDIDATES = {"best_of_n": CALLS // DESIGNS, "value_weighted": CALLS // DESIGNS // 2}
-VALUE_ALPHA = {"compressibility": 0.02, "redness": 0.02}
+VALUE_ALPHA = {"compressibility": 0.02, "redness": 0.02, "label-3": 1.0}
 """Reward units per nat."""
-PARTS = [(reward, method, seed) for reward, own in TRAINED.items() for seed in SEEDS for method in (*own, *STEERED)]
+SPECIAL = {"compressibility": ("bytes removed", "of data's"), "label-3": ("threes, by neighbours",)}
+"""Columns of one reward's table alone."""
+PARTS = [(reward, method, seed) for seed in SEEDS for reward, own in TRAINED.items() for method in (*own, *STEERED)]
 
 
-def one(reward_name: str, method: str, seed: int, out: Path, model: Path) -> dict[str, Any]:
+def one(reward_name: str, method: str, seed: int, out: Path) -> dict[str, Any]:
     """Run one part and return its row; seed 0 leaves a picture."""
     torch.set_num_threads(1)
-    policy = Policy.from_pretrained(str(model)).requires_grad_(False)
-    named, known = EMOJI.rewards[reward_name], EMOJI.known()
-    reward, describe = as_oracle(named.make()), EMOJI.describe(policy, known)
-    streams, started = Streams(seed), time.process_time()
+    entry = ENTRIES[reward_name]
+    policy = build.load_task_policy(entry).requires_grad_(False)
+    reward = as_oracle(build.load_reward(entry, reward_name))
+    describe, streams, started = entry.describe(policy, entry.known()), Streams(seed), time.process_time()
     if method in STEERED:
         row, after = steered(method, reward_name, policy, reward, streams)
         picture = grid(after.designs[:24], 12)
@@ -83,16 +98,33 @@ def one(reward_name: str, method: str, seed: int, out: Path, model: Path) -> dic
         after = draw(tuned, policy, reward, None, DESIGNS, streams("designs"))
         row["kl_nats"], row["kl_sense"] = after.path_log_ratio.mean().item(), "estimate"
         picture = before_and_after(policy, tuned, 0)
-    row |= {"task": reward_name, "method": method, "seed": seed, "seconds": time.process_time() - started}
-    row["updates_of_model"] = policy.card["metrics"]["updates"]
+    row |= {"task": entry.name, "target": reward_name, "method": method, "seed": seed}
+    row |= {"seconds": time.process_time() - started, "updates_of_model": policy.card["metrics"]["updates"]}
     row["after"] = numbers(after, describe, streams)
     if method == "best_of_n":
         before = scored(sample_states(policy, DESIGNS, streams("before")), policy, reward, None, streams("bound"))
         row["before"] = numbers(before, describe, streams)
-        row["data_bytes"] = float(np.mean([jpeg_bytes(image) for image in EMOJI.read().images]))
+        row["data_bytes"] = float(np.mean([jpeg_bytes(image) for image in entry.read().images]))
+    if reward_name == "label-3":
+        row["after"]["threes"] = threes(after.x_0).mean().item()
     if seed == 0:
         (out / f"{reward_name}-{method}.png").write_bytes(picture)
     return row
+
+
+def threes(x_0: torch.Tensor) -> torch.Tensor:
+    """Whether most of the three nearest test images of each design are threes, 0 or 1."""
+    data = DIGITS.split(DIGITS.read())
+    nearest = pairwise(pixels_of(x_0), pixels_of(data.states[data.test])).topk(3, largest=False).indices
+    return ((data.scores[data.test][nearest] == 3).sum(1) >= 2).double()
+
+
+def truth(pool: torch.Tensor, reward: torch.Tensor) -> dict[str, float]:
+    """Numbers of the law p_pre exp(r), from pretrained designs by their importance weights."""
+    weight, log_z = reward.softmax(0), log_mean_exp(reward).item()
+    mean = (weight * reward).sum().item()
+    return {"log_z": log_z, "reward": mean, "kl_nats": mean - log_z, "threes": (weight * threes(pool)).sum().item(),
+            "threes_before": threes(pool).mean().item(), "effective": effective_sample_size(reward).item()}  # fmt: skip
 
 
 def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, float]:
@@ -104,7 +136,7 @@ def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, fl
 
 def trained(algorithm: Any, policy: Policy, reward: Reward, seed: int) -> tuple[dict[str, Any], Policy]:
     """Tune for all calls; the frontier is that of the batches it learned from."""
-    loop = dt.LoopConfig(steps=CALLS // BATCH, seed=seed)
+    loop = dt.LoopConfig(steps=CALLS // BATCH, seed=seed, final_learning_rate=0.3)
     result = dt.finetune(few(policy), reward, algorithm, loop=loop, on_step=told)
     last = result.history[-1]
     return {
@@ -133,14 +165,15 @@ def steered(
 ) -> tuple[dict[str, Any], DesignSet]:
     """Steer for all calls."""
     m, alpha = CANDIDATES[method], VALUE_ALPHA[reward_name]
-    once, frontier = dt.BestOfN(candidates=m).kl_bound, []
+    once, frontier, extra = dt.BestOfN(candidates=m).kl_bound, [], {}
     with counting_passes(policy) as passes:
         if method == "best_of_n":
             pool = sample_states(policy, CALLS, streams("steer"), batch=DESIGNS)
-            score = reward(policy.codec.decode(pool))
-            best = torch.as_tensor(score).view(DESIGNS, m).argmax(1) + m * torch.arange(DESIGNS)
+            score = torch.as_tensor(reward(policy.codec.decode(pool))).double()
+            best = score.view(DESIGNS, m).argmax(1) + m * torch.arange(DESIGNS)
+            extra = {"truth": truth(pool, score)} if alpha == 1 else {}
             x_0, alpha, kl = pool[best], None, once
-            plain = DesignSet(pool, [], torch.as_tensor(score).double(), *(torch.full((CALLS,), torch.nan),) * 4)
+            plain = DesignSet(pool, [], score, *(torch.full((CALLS,), torch.nan),) * 4)
             several = [best_of(2**power, plain) for power in range(8)]
             frontier = [[point["kl_bound_nats"], point["reward"]] for point in several]
         else:
@@ -149,7 +182,9 @@ def steered(
             sampler = dt.ValueWeighted(alpha=alpha, candidates=m)
             x_0, kl = sampler(policy, reward, DESIGNS, streams("steer"), value=value).x_0, policy.steps * once
     row = {"alpha": alpha, "oracle_calls": reward.calls, "network_evaluations": passes.rows, "kl_nats": kl}
-    return {**row, "kl_sense": "at most", "frontier": frontier}, scored(x_0, policy, reward, None, streams("bound"))
+    return {**row, "kl_sense": "at most", "frontier": frontier, **extra}, scored(
+        x_0, policy, reward, None, streams("bound")
+    )
 
 
 def rows_of(out: Path, reward: str, method: str) -> list[dict[str, Any]]:
@@ -169,41 +204,61 @@ def removed(row: dict[str, Any], before: float) -> float:
 
 
 def table(out: Path) -> str:
-    """Means over seeds with the least and the largest of them, a row for each method."""
+    """Means over seeds with the least and the largest of them, a row for each method, a table for each reward."""
     lines = []
     for reward, own in TRAINED.items():
         base = rows_of(out, reward, "best_of_n")
         if not base:
             continue
-        before = {name: statistics.fmean(row["before"][name] for row in base) for name in base[0]["before"]}
-        compress = reward == "compressibility"
-        heads = ["method", "seeds", "reward", *(["bytes removed", "of data's"] if compress else []), "distinct",
-                 "without near-duplicates", "log-likelihood bound, nats", "KL, nats", "calls", "CPU s"]  # fmt: skip
-        lines += [f"`{reward}`", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        cells = [f"{before['reward']:.3f}", *(["", ""] if compress else []), f"{before['unique_fraction']:.0%}",
-                 f"{before['without_near_duplicates']:.0%}", f"{before['pretrained_log_likelihood']:.0f}"]  # fmt: skip
-        lines.append(f"| pretrained | {len(base)} | " + " | ".join([*cells, "0", "", ""]) + " |")
+        special = {"compressibility": ("bytes removed", "of data's"), "label-3": ("threes, by neighbours",)}.get(
+            reward, ()
+        )
+        heads = ("method", "seeds", "reward", *special, "distinct", "without near-duplicates",
+                 "log-likelihood bound, nats", "KL, nats", "calls", "CPU s")  # fmt: skip
+        lines += [f"`{reward}` of `{ENTRIES[reward].name}`", "", row_of(heads), "|" + "---|" * len(heads)]
+        first = [row["before"] for row in base]
+        known = [row["truth"] for row in base if "truth" in row]
+        start = [spread([row["threes_before"] for row in known], "{:.0%}")] if known else [""] * len(special)
+        lines.append(
+            row_of(["pretrained", len(base), spread(each(first, "reward"), "{:.3f}"), *start, *quality(first), 0])
+        )
+        if known:
+            cells = [spread(each(known, name), form) for name, form in (("reward", "{:.3f}"), ("threes", "{:.0%}"))]
+            kl = spread(each(known, "kl_nats"), "{:.2f}")
+            lines.append(row_of(["the target, by weights", len(known), *cells, "", "", "", kl, "", ""]))
         for method in (*own, *STEERED):
             mine = rows_of(out, reward, method)
             if not mine:
                 continue
-            after = {name: [row["after"][name] for row in mine] for name in mine[0]["after"]}
+            after, cells = [row["after"] for row in mine], []
+            if reward == "compressibility":
+                starts = statistics.fmean(each(first, "jpeg_bytes")), base[0]["data_bytes"]
+                cells = [spread([removed(row, start) for row in mine], "{:.0%}") for start in starts]
+            elif known:
+                cells = [spread(each(after, "threes"), "{:.0%}")]
             sense = "" if mine[0]["kl_sense"] == "estimate" else "at most "
-            cells = [method, str(len(mine)), spread(after["reward"], "{:.3f}")]
-            if compress:
-                own_start, data = before["jpeg_bytes"], base[0]["data_bytes"]
-                cells += [spread([removed(row, start) for row in mine], "{:.0%}") for start in (own_start, data)]
-            cells += [
-                spread(after["unique_fraction"], "{:.0%}"),
-                spread(after["without_near_duplicates"], "{:.0%}"),
-                spread(after["pretrained_log_likelihood"], "{:.0f}"),
-                sense + spread([row["kl_nats"] for row in mine], "{:.4g}"),
-                spread([row["oracle_calls"] for row in mine], "{:.0f}"),
-                spread([row["seconds"] for row in mine], "{:.0f}"),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            kl = sense + spread(each(mine, "kl_nats"), "{:.4g}")
+            costs = [spread(each(mine, name), "{:.0f}") for name in ("oracle_calls", "seconds")]
+            reached = spread(each(after, "reward"), "{:.3f}")
+            lines.append(row_of([method, len(mine), reached, *cells, *quality(after), kl, *costs]))
         lines.append("")
     return "\n".join(lines)
+
+
+def row_of(cells: Sequence[Any]) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def each(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """One number of each row."""
+    return [row[name] for row in rows]
+
+
+def quality(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How many designs differ, and how likely they are."""
+    forms = {"unique_fraction": "{:.0%}", "without_near_duplicates": "{:.0%}", "pretrained_log_likelihood": "{:.0f}"}
+    return [spread(each(rows, name), form) for name, form in forms.items()]
 
 
 def plot(out: Path) -> None:
@@ -226,7 +281,7 @@ def plot(out: Path) -> None:
                 axes.plot(row["kl_nats"], row["after"]["reward"], "o", color=colour, ms=5, label=shown)
         axes.set_xscale("log")
         axes.set_xlabel("KL to the pretrained model, nats")
-        axes.set_ylabel(EMOJI.rewards[reward].score_name)
+        axes.set_ylabel(ENTRIES[reward].rewards[reward].score_name)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(out / f"{reward}.svg", metadata={"Date": None})
@@ -237,7 +292,6 @@ def main() -> None:
     """Parse the command and do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
-    parser.add_argument("--model", type=Path, default=ZOO / "emoji" / "denoiser")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run").add_argument("--jobs", type=int, default=1)
     commands.add_parser("table")
@@ -255,7 +309,7 @@ def main() -> None:
         plot(options.out)
     else:
         options.out.mkdir(parents=True, exist_ok=True)
-        row = one(options.reward, options.method, options.seed, options.out, options.model)
+        row = one(options.reward, options.method, options.seed, options.out)
         write_part(options.out, [options.reward, options.method, str(options.seed)], row)
         print(json.dumps(row))
 

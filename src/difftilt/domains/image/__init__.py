@@ -153,7 +153,6 @@ DIGITS = LabelledImageTask(
     grouping="at random: 75 % training, 5 % validation, 20 % test, all of MNIST's test set",
     names=_labels("digits"),
     classifying=ClassifierConfig(width=12, epochs=6),
-    shipped=False,
 )
 
 TASKS = (EMOJI, CLOTHING, DIGITS)

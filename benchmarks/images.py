@@ -57,7 +57,7 @@ SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 
 TRUST: dict[str, Any] = {"epochs": 1, "minibatches": 2, "ratio": "gaussian_kl", "trust_kl": 1.0, "kl": "closed_form"}
 TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
     "compressibility": {
-        "ppo": lambda: dt.PPO(alpha=3e-5, **SHARED, **TRUST),
+        "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
         "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
     },

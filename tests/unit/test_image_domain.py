@@ -127,8 +127,16 @@ def test_without_labels_only_the_denoiser_is_trained() -> None:
 
 def test_a_task_is_pretrained_from_its_own_code_and_its_card_is_whole(tmp_path: Path) -> None:
     images = read_images(save_images(pictures(), tmp_path / "own.npz"))
-    job = Pretraining(entry=KIND, data=images, output=tmp_path / "m", command="test", process="gaussian")
+    said: list[str] = []
+    job = Pretraining(
+        entry=KIND, data=images, output=tmp_path / "m", command="test", process="gaussian", on_event=said.append
+    )
     done = job.run(KIND.parts)
+    shown = [float(line.split()[-3]) for line in said if line.startswith("denoiser: update")]
+    assert len(shown) == 2
+    assert all(0.1 < value < 10 for value in shown), (
+        "a mean per component, of v about 1 before training; not a mean of it"
+    )
     policy = Policy.from_pretrained(tmp_path / "m" / DENOISER)
     card = policy.card["metrics"]
     for name in (

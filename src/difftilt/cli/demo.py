@@ -61,6 +61,16 @@ DEMOS: dict[str, dict[str, Any]] = {
         "steps_per_path": 6,
         "designs": 200,
     },
+    "image": {
+        "task": "digits",
+        "algorithm": "reward_backprop",
+        "alpha": 1.0,
+        "steps": 14,
+        "batch": 24,
+        "log_z_samples": 0,
+        "learning_rate": 2e-4,
+        "designs": 64,
+    },
 }
 """Settings of the demo of each domain, by the names of `difftilt finetune`'s flags."""
 

@@ -1,8 +1,8 @@
 """Small networks sized for two CPU cores, and adapters around models of other libraries, all registered by name."""
 
+from difftilt.networks.causal import CausalDenoiser
 from difftilt.networks.conditioned import ConditionedDenoiser
 from difftilt.networks.conv import ConvDenoiser
-from difftilt.networks.conv_transformer import ConvTransformerDenoiser
 from difftilt.networks.diffusers_model import DiffusersDenoiser
 from difftilt.networks.graph_transformer import GraphTransformer
 from difftilt.networks.guided import Guided
@@ -17,8 +17,8 @@ from difftilt.networks.variants import StabilityRegressor, VariantDenoiser, Vari
 from difftilt.networks.windowed import Windowed
 
 __all__ = [
-    "Adapted", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor", "ConvTransformerDenoiser",
-    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser", "PerceptronRegressor",
-    "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser", "VariantDenoiser",
-    "VariantRegressor", "WindowRegressor", "Windowed",
+    "Adapted", "CausalDenoiser", "ConditionedDenoiser", "ConvClassifier", "ConvDenoiser", "ConvRegressor",
+    "DiffusersDenoiser", "GraphTransformer", "Guided", "MaskedLM", "NearDenoiser",
+    "PerceptronRegressor", "RecurrentRegressor", "StabilityRegressor", "TimedConvDenoiser", "TransformerDenoiser",
+    "VariantDenoiser", "VariantRegressor", "WindowRegressor", "Windowed",
 ]  # fmt: skip

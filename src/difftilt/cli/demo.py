@@ -64,9 +64,9 @@ DEMOS: dict[str, dict[str, Any]] = {
     "image": {
         "task": "digits",
         "algorithm": "reward_backprop",
-        "alpha": 1.0,
+        "alpha": 0.02,
         "steps": 14,
-        "batch": 24,
+        "batch": 16,
         "log_z_samples": 0,
         "learning_rate": 2e-4,
         "designs": 64,

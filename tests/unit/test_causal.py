@@ -10,6 +10,7 @@ import torch
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import rollout, sample_states
+from difftilt.errors import ConfigError
 from difftilt.networks import CausalDenoiser, TransformerDenoiser
 from difftilt.processes.masked import Masked, in_order
 from difftilt.rng import seeded_initialisation
@@ -131,6 +132,23 @@ def test_trained_on_whole_words_alone_it_would_not_know_what_comes_later(monkeyp
     monkeypatch.setattr(module, "_training_loss", whole)
     nothing = trained()(torch.tensor([[MASK] * LENGTH]), torch.zeros(1)).softmax(-1)[0, 1:, :2]
     assert (nothing - 0.5).abs().max() > 0.15
+
+
+def test_a_temperature_sharpens_the_law_but_not_while_it_is_fitted() -> None:
+    plain = CausalDenoiser(LETTERS, LENGTH, width=16, depth=1, heads=2)
+    sharp = CausalDenoiser(**{**plain.config(), "temperature": 0.5})
+    sharp.load_state_dict(plain.state_dict())
+    x, t = every(), torch.zeros(81)
+    assert torch.equal(plain.train()(x, t), sharp.train()(x, t))
+    torch.testing.assert_close(2 * plain.eval()(x, t), sharp.eval()(x, t))
+    assert CausalDenoiser(**sharp.config()).temperature == 0.5
+    nats = denoising_bounds(sharp, policy(sharp).process, x, torch.Generator())
+    assert (-nats).exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_temperature_of_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="above 0"):
+        CausalDenoiser(LETTERS, LENGTH, temperature=0.0)
 
 
 @pytest.mark.parametrize(

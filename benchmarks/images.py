@@ -16,11 +16,11 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 is judged by the JPEG as the others are: what a differentiable model of a black box is worth. It, and
 ``reward_backprop`` of ``redness``, take 10 updates of 16 paths, and so fewer calls than the others.
 
-Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those that
-tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs for
-value-weighted sampling. 64 designs of each are judged. A tuned policy has its path KL, from 64 paths, and one point for
-every update; best of N its bound at every N; value-weighted sampling ``K (log M - (M - 1) / M)``, which its K choices
-among M candidates spend at most.
+Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those
+that tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs
+for value-weighted sampling. 64 designs of each are judged. A tuned policy has its path KL, from 64 paths, and one
+point for every update; best of N its bound at every N; value-weighted sampling ``K (log M - (M - 1) / M)``, which its
+K choices among M candidates spend at most.
 """
 
 from __future__ import annotations

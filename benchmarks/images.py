@@ -14,7 +14,7 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 
 ``smooth_backprop`` raises a smooth stand-in for ``compressibility`` (:func:`smooth_size`) through the whole chain, and
 is judged by the JPEG as the others are: what a differentiable model of a black box is worth. It, and
-``reward_backprop`` of ``redness``, take 10 updates of 16 paths, and so fewer calls than the others.
+``reward_backprop`` of ``redness``, take 8 updates of 16 paths, and so fewer calls than the others.
 
 Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those
 that tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs
@@ -68,7 +68,7 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "ppo": lambda: dt.PPO(alpha=7e-5, **SHARED, **TRUST),
         "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
-        "smooth_backprop": lambda: dt.RewardBackprop(alpha=5e-5, batch=16, learning_rate=2e-4),
+        "smooth_backprop": lambda: dt.RewardBackprop(alpha=6e-4, batch=16, learning_rate=2e-4),
     },
     "redness": {
         "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
@@ -173,7 +173,7 @@ def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, fl
 def trained(algorithm: Any, policy: Policy, reward: Reward, seed: int) -> tuple[dict[str, Any], Policy]:
     """Tune for all calls; the frontier is that of the batches it learned from."""
     whole = algorithm.batch < BATCH  # of small batches, low in noise, all of the network learns
-    loop = dt.LoopConfig(steps=10 if whole else CALLS // BATCH, seed=seed, final_learning_rate=0.05 if whole else 0.3)
+    loop = dt.LoopConfig(steps=8 if whole else CALLS // BATCH, seed=seed, final_learning_rate=0.05 if whole else 0.3)
     start = policy.requires_grad_(True) if whole else few(policy)
     result = dt.finetune(start, reward, algorithm, loop=loop, on_step=told)
     last = result.history[-1]

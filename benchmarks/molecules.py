@@ -26,18 +26,21 @@ from parts import run_missing, write_part
 
 import difftilt as dt
 from difftilt import build
+from difftilt.core.policy import Policy
 from difftilt.rewards.oracle import Oracle
 from difftilt.rng import Streams
 from difftilt.training.designs import best_of, draw
 from difftilt.training.evaluate import evaluate_steered
 
-REWARDS = {"qed": 0.02, "ease_of_synthesis": 0.1}
+REWARDS = {"qed": 0.01, "ease_of_synthesis": 0.05}
 """Reward units per nat."""
-UPDATES = {"ppo": 60, "reward_weighted_mle": 60, "trajectory_balance": 60}
+UPDATES = 100
+SHARED: dict[str, Any] = {"batch": 128, "steps_per_path": 4, "learning_rate": 4e-3}
+"""Tuned are biases and scales alone (:func:`few`): noise adds up in fewer directions, and costs less KL."""
 TRAINED: dict[str, dict[str, Any]] = {
-    "ppo": {"batch": 96, "steps_per_path": 6, "learning_rate": 1.5e-3},
-    "reward_weighted_mle": {"batch": 96, "steps_per_path": 6, "learning_rate": 1.5e-3},
-    "trajectory_balance": {"batch": 96, "steps_per_path": 6, "learning_rate": 1.5e-3, "log_z": "learned"},
+    "ppo": SHARED,
+    "reward_weighted_mle": SHARED,
+    "trajectory_balance": SHARED | {"log_z": "learned"},
 }
 STEERED: dict[str, Any] = {
     "value_weighted": lambda alpha: dt.ValueWeighted(alpha=alpha, candidates=8),
@@ -64,8 +67,8 @@ def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) 
         return head | {"oracle_calls": POOL, "cpu_seconds": time.process_time() - cpu}
     if method in TRAINED:
         algorithm, oracle = build.algorithm(method)(alpha=alpha, **TRAINED[method]), Oracle(reward)
-        loop = dt.LoopConfig(steps=UPDATES[method], seed=seed)
-        result = dt.finetune(policy, oracle, algorithm, loop=loop, on_step=told)
+        loop = dt.LoopConfig(steps=UPDATES, seed=seed)
+        result = dt.finetune(few(policy), oracle, algorithm, loop=loop, on_step=told)
         calls = result.oracle.calls
         found = dt.evaluate(
             result.policy, policy, reward, alpha=alpha, designs=designs, training_calls=calls, **shared
@@ -89,6 +92,13 @@ def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) 
         "kl_sense": (found.facts.get("kl_nats") or {}).get("sense", "estimate"),
         "oracle_calls": calls, "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip
+
+
+def few(policy: Policy) -> Policy:
+    """``policy`` of which biases and scales alone are tuned."""
+    for parameter in policy.denoiser.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    return policy
 
 
 def told(record: dict[str, Any]) -> None:
@@ -193,7 +203,7 @@ def main() -> None:
     parser.add_argument("method", nargs="?", choices=METHODS)
     parser.add_argument("seed", nargs="?", type=int)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "molecules")
-    parser.add_argument("--designs", type=int, default=1000)
+    parser.add_argument("--designs", type=int, default=500)
     parser.add_argument("--models", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()

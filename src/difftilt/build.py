@@ -193,11 +193,19 @@ def load_task_policy(entry: Task, process: str | None = None, models: Path | Non
     Raises:
         ConfigError: the task has none over this process, or it is not there.
     """
-    part = entry.folder(process or entry.process)
+    return Policy.from_pretrained(str(_part(entry, entry.folder(process or entry.process), models)))
+
+
+def _part(entry: Task, part: str, models: Path | None) -> Path:
+    """Where a task's model is.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     folder = model_folder(entry, part, models)
     if folder is None:
         raise ConfigError(_missing(entry, part, models))
-    return Policy.from_pretrained(str(folder))
+    return folder
 
 
 def _missing(entry: Task, part: str, models: Path | None) -> str:
@@ -246,7 +254,7 @@ def _one_reward(entry: Task, spec: str, models: Path | None, table: Table | None
         return load_function(spec)
     named = entry.rewards.get(spec)
     if isinstance(named, NamedReward):
-        return named.make()
+        return named.make() if named.part is None else named.make(_part(entry, named.part, models))
     if spec == "table":
         table = table or load(entry.data_set)
         table = table.take(entry.rows(table)) if isinstance(entry, SequenceTask) else table
@@ -254,10 +262,7 @@ def _one_reward(entry: Task, spec: str, models: Path | None, table: Table | None
     if spec != "model" and named is None:
         raise nearest(spec, ["table", "model", *entry.rewards, "scorer.py:my_function"], what="reward")
     part = "reward" if named is None else named.part
-    folder = model_folder(entry, part, models)
-    if folder is None:
-        raise ConfigError(_missing(entry, part, models))
-    return EnsembleReward.from_pretrained(str(folder))
+    return EnsembleReward.from_pretrained(str(_part(entry, part, models)))
 
 
 def judge_of(entry: Task, spec: str | None, models: Path | None = None) -> Reward | None:

@@ -61,6 +61,17 @@ DEMOS: dict[str, dict[str, Any]] = {
         "steps_per_path": 6,
         "designs": 200,
     },
+    "image": {
+        "task": "emoji",
+        "reward": "blueness",
+        "algorithm": "reward_backprop",
+        "alpha": 1.5e-3,
+        "steps": 8,
+        "batch": 16,
+        "log_z_samples": 0,
+        "learning_rate": 2e-4,
+        "designs": 64,
+    },
 }
 """Settings of the demo of each domain, by the names of `difftilt finetune`'s flags."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
 from difftilt.data import find, image_names, load, names
 from difftilt.domains.task import DENOISER, FEWEST, Designs, Task, TaskData
@@ -93,7 +94,9 @@ class Pretraining:
     def _denoiser(self, data: TaskData) -> tuple[Policy, dict[str, Any]]:
         policy = self.entry.untrained(self.process, data, seed=self.seed)
         train, validation = data.states[data.prior_train], data.states[data.prior_validation]
-        size, unit = train[0].numel(), "nats per token" if policy.process.discrete else "per component"
+        averaged = isinstance(policy.process, GaussianSteps)  # their loss is a mean over the event, others' a sum
+        size = 1 if averaged else train[0].numel()
+        unit = "nats per token" if policy.process.discrete else "per component"
         result = pretrain(
             policy.denoiser,
             policy.process,

@@ -65,14 +65,16 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedReward:
-    """A reward of a task that needs no file."""
+    """A reward of a task that is not the learned ensemble, nor the measured table."""
 
-    make: Callable[[], Reward]
-    """The reward."""
+    make: Callable[..., Reward]
+    """The reward: ``make()``, or ``make(folder)`` of the model that :attr:`part` names."""
     summary: str
     """One line."""
     score_name: str
     """What it is, with its unit."""
+    part: str | None = None
+    """The one of the task's models that it reads; it needs no file when not set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class Picking:
     """What is learned from measurements, and how a plate is picked by it."""
 
     surrogate: str = "auto"
-    """gp, gp_both_strands, linear or ensemble; auto is gp up to 2,000 designs, ensemble beyond."""
+    """gp, gp_both_strands, linear or ensemble; auto is gp up to 2,000 designs, ensemble beyond and for conservative."""
     c: float = 1.0
     """Weight of the epistemic std in upper and lower bounds, standard deviations; 0 or more."""
     rule: str = "greedy"

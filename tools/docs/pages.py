@@ -152,7 +152,7 @@ def equations() -> str:
 
 
 def _rank(module: Module) -> int:
-    package = module.name.split(".")[1]
+    package = module.name.removeprefix("difftilt.").partition(".")[0]
     order = list(TITLES)
     return order.index(package) if package in order else len(order)
 

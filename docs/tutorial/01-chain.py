@@ -78,7 +78,9 @@ def draw_chain(panel, kernel, title, colour_of, limits):
         dots = panel.scatter(
             [x], [y], s=[max(area, 4)], c=[colour], cmap="cividis", vmin=limits[0], vmax=limits[1], zorder=2
         )
-        panel.text(x + 0.14, y, name(chain.states[row]), va="center", fontsize=9, family="monospace")
+        panel.text(
+            x + 0.1 + 0.0045 * area**0.5, y, name(chain.states[row]), va="center", fontsize=9, family="monospace"
+        )
     panel.set(xlim=(-0.25, 2.5), title=title, yticks=[], xticks=[0, 1, 2], xticklabels=["t = 1", "t = ½", "t = 0"])
     panel.grid(False)
     panel.spines["left"].set_visible(False)
@@ -94,7 +96,7 @@ def pretrained_kernel(k, block):
     return block.log_prob(problem.reference[k])
 
 
-# %%
+# %% tags=["hide"]
 figure, panel = axes(width=5.2, height=3.6)
 mean_reward = chain.spread(problem.table)
 for k in reversed(range(chain.steps)):  # the mean reward of what each state becomes
@@ -130,6 +132,8 @@ show(
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 
 laws = {alpha: TiltedProblem(pretrained, problem.reward, alpha=alpha).tilted for alpha in (2.0, 0.5, 0.1)}
+
+# %% tags=["hide"]
 order = problem.table.argsort().tolist()
 figure, panel = axes(width=5.4, height=2.9)
 for i, (label, law, colour) in enumerate(
@@ -158,6 +162,8 @@ curve = []
 for alpha in torch.logspace(-1.5, 1.5, 60).tolist():
     law = TiltedProblem(pretrained, problem.reward, alpha=alpha).tilted
     curve.append((kl_divergence(law, problem.pretrained_law), (law @ problem.table).item()))
+
+# %% tags=["hide"]
 rng = torch.Generator().manual_seed(0)
 others = []
 for _ in range(400):  # any other law: here random mixtures of p_pre and random laws
@@ -226,7 +232,7 @@ show(
 # Run this chain and the designs have the tilted law, exactly. And the number at the root, before anything is decided, is the best
 # possible objective:
 
-# %%
+# %% tags=["hide"]
 root = values[0, -1].item()
 table(
     [

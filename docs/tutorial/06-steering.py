@@ -31,17 +31,16 @@ exact_value, density = problem.value(), log_density(problem)
 # - **guidance** leans each step along the gradient of a value: $\mu \leftarrow \mu + \sigma^2 \nabla v_s(\mu)/\alpha$
 #   ([`GuidedPolicy`][difftilt.samplers.classifier_guidance.GuidedPolicy]). Exact values leave an error of order 1/K.
 # - **value-weighted** sampling was [tutorial 4](04-values.md).
-# - **SMC** carries weights: a population of particles, each step weighed by
+# - **SMC** carries weights, by (1): a population of particles, resampled where the weights grow uneven ([`SMC`][difftilt.samplers.smc.SMC]). *Any* twist
+#   $\psi$ gives the right law; a good one gives even weights.
+# - **refine** restarts a design from a stored point of its own path and accepts with $\min(1, e^{(r' - r)/\alpha})$
+#   ([`Refine`][difftilt.samplers.refine.Refine]): exact in the long run, for any chain and any black box.
+# - **MALA** walks in the space of designs by the gradient of $\log p_{pre} + r/\alpha$ and corrects by acceptance
+#   ([`MCMC`][difftilt.samplers.mcmc.MCMC]). It needs a density.
 #
 # $$
 # G = \frac{\psi_s(x_s)}{\psi_t(x_t)} \frac{p_{pre}(x_s | x_t)}{q(x_s | x_t)}, \qquad \psi_t \approx e^{v_t/\alpha}, \quad \psi_0 = e^{r/\alpha} \qquad (1)
 # $$
-#
-#   and resampled where the weights grow uneven ([`SMC`][difftilt.samplers.smc.SMC]). *Any* twist $\psi$ gives the right law; a good one gives even weights.
-# - **refine** restarts a design from a stored point of its own path and accepts with $\min(1, e^{(r' - r)/\alpha})$
-#   ([`Refine`][difftilt.samplers.refine.Refine]): exact, for any chain and any black box.
-# - **MALA** walks in the space of designs by the gradient of $\log p_{pre} + r/\alpha$ and corrects by acceptance
-#   ([`MCMC`][difftilt.samplers.mcmc.MCMC]). It needs a density.
 
 # %%
 n = size(3000, 60)
@@ -114,7 +113,8 @@ rows.append(
 table(rows)
 
 # %% [markdown]
-# (`total variation` of *n* perfect draws is not 0: the last row says how much is noise. Mind the last column: SMC's copies are the same design.)
+# (`total variation` of *n* perfect draws is not 0: the last row says how much is noise. Mind the last column: SMC's copies are the same design. Refine and MALA
+# are Markov chains from the pretrained law: the fewer moves, the more of it is left.)
 #
 # ## Z, for free
 #

@@ -173,7 +173,10 @@ panels[2].plot(steps, [line["reward"] for line in run.history], color=BLUE, labe
 panels[2].plot(steps, [line["judge"] for line in run.history], color=ORANGE, label="judge")
 panels[2].set(xlabel="updates", ylabel="mean", title="reward and judge")
 panels[2].legend(fontsize=8)
-show(figure, "A run with a budget: alpha falls until the budget is met, and hovers there. This laboratory's model is flatter than the truth, so the judge is above it.")
+show(
+    figure,
+    "A run with a budget: alpha falls until the budget is met, and hovers there. This laboratory's model is flatter than the truth, so the judge is above it.",
+)
 
 # %% [markdown]
 # ## Remedy 2: pessimism

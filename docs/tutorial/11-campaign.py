@@ -63,7 +63,9 @@ def measure(designs, rng):
     truth = torch.as_tensor(lab.oracle([design.design for design in designs])).double()
     noisy = truth + 0.02 * torch.randn(len(designs), generator=rng, dtype=torch.float64)
     return [
-        {"id": design.id, "value": value} if value == value else {"id": design.id, "failure": "banned pair of letters"}
+        {"id": design.id, "value": value}
+        if value == value
+        else {"id": design.id, "status": "failed: banned pair of letters"}
         for design, value in zip(designs, noisy.tolist(), strict=True)
     ]
 
@@ -131,7 +133,9 @@ for (name, (values, _, _)), colour in zip(facts.items(), (BLUE, ORANGE, GREY), s
         ms=4,
         label=f"{name}, mean",
     )
-    panels[1].plot(range(1, rounds + 1), so_far, ":", color=colour, lw=1.3, label=f"{name}, best so far")
+    panels[1].plot(
+        range(1, rounds + 1), so_far, ":", color=colour, lw=1.3, label="best so far" if name == "random" else None
+    )
 panels[1].set(xlabel="round", ylabel="measured value", title="strategies")
 panels[1].set_xticks(range(1, rounds + 1))
 panels[1].legend(fontsize=7)
@@ -184,7 +188,7 @@ show(
 # %% [markdown]
 # ## The law, round by round
 #
-# A campaign ends with a *model*, not only with a best design. Since the landscape can be listed, its true mean reward and feasibility are exact. And nothing is lost
+# A campaign ends with a *model*, not only with a best design. Here are fresh designs of each round's model, and their true values. And nothing is lost
 # if the process dies: a campaign is a data base, and opening it again gives the same history.
 
 # %%

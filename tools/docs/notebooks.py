@@ -32,6 +32,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, CACHE = ROOT / "docs", ROOT / ".cache" / "docs"
 VERSIONS = ("torch", "numpy", "matplotlib")
+SIZE = re.compile(r"\bsize\((\d[\d_]*), \d[\d_]*\)")
+"""``size(full, reduced)`` of the tutorial: a page shows the full number alone."""
 SECONDS = 900
 """Longest that a cell may take."""
 
@@ -166,7 +168,7 @@ def page(book: Any, notebook: Notebook, seconds: float) -> str:
         if cell.cell_type != "code":
             continue
         if cell.source.strip() and "remove" not in cell.metadata.get("tags", []):
-            code = f"```python\n{cell.source.strip()}\n```"
+            code = f"```python\n{SIZE.sub(lambda found: found[1], cell.source.strip())}\n```"
             hidden = "hide" in cell.metadata.get("tags", [])
             parts.append('??? code "Code"\n\n' + textwrap.indent(code, "    ") if hidden else code)
         for output in _joined(cell.outputs):

@@ -61,11 +61,11 @@ for title in ("utr-mrl", "yeast-promoter"):
     )
     spots = [spot for spot in spots if spot[0] <= longest and spot[2] != "best_of_n"]
     heights, last = [], -1e9
-    low, high = spots[0][1], spots[-1][1]
+    low, high = min(spots[0][1], curve[0]["judge"]), max(spots[-1][1], curve[-1]["judge"])
     for kl, judge, name in spots:
         colour = ORANGE if name in STEER else BLUE
         panel.plot(kl, judge, "o" if colour == BLUE else "D", color=colour, ms=5)
-        last = max(judge, last + 0.045 * (high - low))
+        last = max(judge, last + 0.036 * (high - low))
         heights.append(last)
         panel.annotate(name, (kl, judge), (1.02 * longest, last), fontsize=8, color=colour, va="center", annotation_clip=False,
                        arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.4, "alpha": 0.6})  # fmt: skip

@@ -127,27 +127,20 @@ table(rows)
 
 # %%
 counts = [4, 16, 64, 256][: size(4, 2)]
-repeats = size(60, 3)
+particles = size(16384, 512)  # in all: many small populations, or few large ones
 rng = torch.Generator().manual_seed(2)
-logs = {
-    kind: {
-        m: torch.tensor(
-            [
-                dt.SMC(alpha=alpha, particles=m, kind=kind)(pretrained, problem.reward, m, rng).log_z
-                for _ in range(repeats)
-            ]
-        )
-        for m in counts
-    }
-    for kind in ("bootstrap", "twisted")
-}
+logs = {"bootstrap": {}, "twisted": {}}
+for kind in logs:
+    for m in counts:
+        run = dt.SMC(alpha=alpha, particles=m, kind=kind)(pretrained, problem.reward, particles, rng)
+        logs[kind][m] = run.log_weight.view(-1, m).logsumexp(1) - math.log(m)  # log Ẑ of each population
 
 # %% tags=["hide"]
 figure, panels = axes(2, width=7.6, height=2.8, sharex=True)
 for kind, colour, label in (("bootstrap", GREY, "no twist"), ("twisted", BLUE, "plug-in twist")):
     means = [logs[kind][m].mean().item() for m in counts]
     ratio = [(logs[kind][m] - problem.log_z).exp() for m in counts]
-    errors = [r.std().item() / math.sqrt(repeats) for r in ratio]
+    errors = [r.std().item() / math.sqrt(len(r)) for r in ratio]
     panels[0].errorbar(
         counts, [r.mean().item() for r in ratio], yerr=errors, color=colour, marker="o", ms=4, capsize=2, label=label
     )

@@ -131,7 +131,7 @@ for (name, (values, _, _)), colour in zip(facts.items(), (BLUE, ORANGE, GREY), s
         "o-",
         color=colour,
         ms=4,
-        label=f"{name}, mean",
+        label=name,
     )
     panels[1].plot(
         range(1, rounds + 1), so_far, ":", color=colour, lw=1.3, label="best so far" if name == "random" else None

@@ -51,7 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made["equations.md"] = pages.equations()
     outside: set[str] = set()
     for source, page in FROM_ELSEWHERE.items():
-        text = pages.repository(source)
+        text = pages.repository(source).replace("# Benchmarks\n", "# Notes on the benchmarks\n", 1)
         made[page] = pages.relinked(text, page, base=source)
         outside |= set(pages.linked_files(text, source))
     for notebook in notebooks.all_notebooks():

@@ -15,6 +15,8 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 LABEL = re.compile(r"\\q?quad\s*(\(\d+[a-z]?\))\s*$")
 WORDS = re.compile(r"\\(?:mathrm|operatorname)\{([A-Za-z ]+)\}")
 SUBSCRIPT = re.compile(r"([_^])\{([a-z]{2,})\}")
+FUNCTION = re.compile(r"<mi>(log|exp|min|max|cos|sin|det)</mi>")
+"""Names of functions, which want a little space, as TeX gives them."""
 KL = re.compile(r"(?<![A-Za-z\\])KL(?![A-Za-z])")
 
 
@@ -83,7 +85,7 @@ def _convert(tex: str, display: str) -> str:
     made = convert(tex, display=display)
     if "\\" in made or "&</" in made or ">&<" in made:
         raise UnknownTeXError(f"expected TeX that latex2mathml knows; got {tex!r}; write it with simpler commands")
-    return made
+    return FUNCTION.sub(r'<mo lspace="0.16em" rspace="0.16em">\1</mo>', made)
 
 
 def replace(page: str) -> str:

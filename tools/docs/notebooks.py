@@ -126,6 +126,7 @@ def run(notebook: Notebook) -> float:
     import nbformat
     from nbclient import NotebookClient
 
+    source = _hash(notebook.path)  # of what is run, should it be edited meanwhile
     book = jupytext.read(notebook.path, fmt="py:percent")
     book.metadata.pop("kernelspec", None)
     book.cells = [nbformat.v4.new_code_cell(WATCH), *book.cells, nbformat.v4.new_code_cell(TELL)]
@@ -136,7 +137,7 @@ def run(notebook: Notebook) -> float:
         client.execute(env=environment)
         told = json.loads((Path(folder) / "opened.json").read_text(encoding="utf-8"))
     seconds, book.cells = told["seconds"], book.cells[1:-1]
-    used = {notebook.path, *(Path(name) for name in told["files"])}
+    used = {Path(name) for name in told["files"]}
     used |= {
         path for path in (ROOT / "src/difftilt/zoo").rglob("*") if path.is_file() and "__pycache__" not in path.parts
     }
@@ -147,6 +148,7 @@ def run(notebook: Notebook) -> float:
     (folder / "page.md").write_text(page(book, notebook, seconds), encoding="utf-8")
     (folder / "downloads" / f"{notebook.path.stem}.ipynb").write_text(nbformat.writes(book), encoding="utf-8")
     files = {path.relative_to(ROOT).as_posix(): _hash(path) for path in inside}
+    files[notebook.path.relative_to(ROOT).as_posix()] = source
     kept = {"versions": versions(), "seconds": round(seconds, 1), "files": files}
     (folder / "result.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
     return seconds

@@ -1,13 +1,15 @@
-"""The `zinc-qed` benchmark: QED and ease of synthesis of tuned and steered molecules, against validity and diversity.
+"""The `zinc-qed` benchmark: tuned and steered molecules by QED or ease of synthesis.
 
-Run: ``python benchmarks/molecules.py run --jobs 2``, then ``python benchmarks/molecules.py table``; one part at a time:
-``python benchmarks/molecules.py one ppo 0``. Finished parts are kept in ``--out`` and not run again. Each part is one
-process with one thread. ``python benchmarks/molecules.py speed`` times 10,000 molecules of QED and synthetic
+Run: ``python benchmarks/molecules.py run --jobs 2``, then ``table`` and ``plot``; one part at a time:
+``python benchmarks/molecules.py one qed ppo 0``. Finished parts are kept in ``--out`` and not run again. Each part
+is one process with one thread. ``python benchmarks/molecules.py speed`` times 10,000 molecules of QED and synthetic
 accessibility on two worker processes.
 
-A part is a method toward a reward with a seed. Every row says the mean reward, QED and synthetic accessibility score of
-``--designs`` molecules, their validity, uniqueness, novelty and internal diversity, that of the pretrained model's, the
-KL to it, and the reward calls.
+A part is a reward, a method and a seed. Every row says the mean reward, QED and synthetic accessibility score of
+``--designs`` molecules of the tuned model, their validity, uniqueness, novelty and internal diversity, that of the
+pretrained model's, the KL to it, and the reward calls. ``trace`` has the KL and the mean reward of each update's paths,
+all drawn before the update: the frontier on which training went. ``best_of_n`` is known for every N from one pool of
+pretrained designs. Neither reward is differentiable, so that backpropagation has no row.
 """
 
 from __future__ import annotations
@@ -24,71 +26,102 @@ from parts import run_missing, write_part
 
 import difftilt as dt
 from difftilt import build
+from difftilt.core.policy import Policy
+from difftilt.rewards.oracle import Oracle
+from difftilt.rng import Streams
+from difftilt.training.designs import best_of, draw
+from difftilt.training.evaluate import evaluate_steered
 
-PPO = {"learning_rate": 1e-3, "batch": 128, "steps_per_path": 6}
-PARTS: dict[str, tuple[str, Any, int]] = {
-    "ppo": ("qed", dt.PPO(alpha=0.01, **PPO), 100),
-    "ppo-ease": ("ease_of_synthesis", dt.PPO(alpha=0.05, **PPO), 100),
-    "reward_weighted_mle": ("qed", dt.RewardWeightedMLE(alpha=0.03), 60),
-    "trajectory_balance": ("qed", dt.TrajectoryBalance(alpha=0.02, learning_rate=1e-3), 100),
-    "smc": ("qed", dt.SMC(alpha=0.03), 0),
-    "best_of_4": ("qed", dt.BestOfN(candidates=4), 0),
-    "best_of_64": ("qed", dt.BestOfN(candidates=64), 0),
+REWARDS = {"qed": 0.01, "ease_of_synthesis": 0.05}
+"""Reward units per nat."""
+UPDATES = 100
+SHARED: dict[str, Any] = {"batch": 128, "steps_per_path": 4, "learning_rate": 4e-3}
+"""Tuned are biases and scales alone (:func:`few`): noise adds up in fewer directions, and costs less KL."""
+TRAINED: dict[str, dict[str, Any]] = {
+    "ppo": SHARED,
+    "reward_weighted_mle": SHARED,
+    "trajectory_balance": SHARED | {"log_z": "learned"},
 }
-"""Reward, method, and updates (0: it steers), by name."""
-SEEDS = (0, 1, 2)
+STEERED: dict[str, Any] = {
+    "value_weighted": lambda alpha: dt.ValueWeighted(alpha=alpha, candidates=8),
+    "smc": lambda alpha: dt.SMC(alpha=alpha),
+}
+STEERED_DESIGNS, POOL, SEEDS = 256, 4096, (0, 1, 2)
+METHODS = (*TRAINED, *STEERED, "best_of_n")
 KEPT = ("valid_fraction", "unique_fraction", "novel_fraction", "internal_diversity", "scaffold_diversity")
 MEANS = ("qed_mean", "sa_score_mean", "logp_mean", "rings_mean")
 
 
-def one(name: str, seed: int, designs: int, models: Path | None) -> dict[str, Any]:
-    """Run one part with one seed and return its row."""
+def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) -> dict[str, Any]:
+    """Run one part and return its row."""
     torch.set_num_threads(1)
-    entry = build.task("zinc-qed")
-    wanted, method, updates = PARTS[name]
+    entry, alpha = build.task("zinc-qed"), REWARDS[wanted]
     policy, reward = build.load_task_policy(entry, models=models), build.load_reward(entry, wanted)
-    describe = entry.describe(policy, entry.known())
-    wall, cpu = time.monotonic(), time.process_time()
-    shared = {"reward": reward, "describe": describe, "seed": seed, "pool": designs}
-    if updates:
-        result = dt.finetune(policy, reward, method, loop=dt.LoopConfig(steps=updates, seed=seed))
+    describe, cpu = entry.describe(policy, entry.known()), time.process_time()
+    shared: dict[str, Any] = {"describe": describe, "seed": seed, "pool": designs}
+    head: dict[str, Any] = {"reward_name": wanted, "method": method, "seed": seed, "alpha": alpha}
+    if method == "best_of_n":
+        drawn = draw(policy, policy, Oracle(reward), None, POOL, Streams(seed)("pool"))
+        chosen = [best_of(2**power, drawn) for power in range(9)]
+        head["best_of"] = [{"n": r["n"], "kl_nats": r["kl_bound_nats"], "reward": r["reward"]} for r in chosen]
+        return head | {"oracle_calls": POOL, "cpu_seconds": time.process_time() - cpu}
+    if method in TRAINED:
+        algorithm, oracle = build.algorithm(method)(alpha=alpha, **TRAINED[method]), Oracle(reward)
+        loop = dt.LoopConfig(steps=UPDATES, seed=seed)
+        result = dt.finetune(few(policy), oracle, algorithm, loop=loop, on_step=told)
         calls = result.oracle.calls
         found = dt.evaluate(
-            result.policy, policy, alpha=method.alpha, designs=designs, training_calls=calls, **shared
+            result.policy, policy, reward, alpha=alpha, designs=designs, training_calls=calls, **shared
         )  # fmt: skip
+        head["trace"] = [
+            [round(record.get(key) or 0.0, 4) for key in ("kl_nats", "reward")] for record in result.history
+        ]
     else:
-        from difftilt.rewards.oracle import Oracle
-        from difftilt.rng import Streams
-        from difftilt.training.evaluate import evaluate_steered
-
         oracle = Oracle(reward)
-        drawn = method(policy, oracle, designs, Streams(seed)("steer"))
+        made = STEERED[method](alpha)(policy, oracle, STEERED_DESIGNS, Streams(seed)("steer"))
         calls = oracle.calls
-        found = evaluate_steered(drawn, policy, alpha=getattr(method, "alpha", None), steering_calls=calls, **shared)
+        found = evaluate_steered(made, policy, reward, alpha=alpha, steering_calls=calls, **shared)
     after, before = found.facts["after"], found.facts["before"]
-    return {
-        "part": name, "seed": seed, "reward_name": wanted, "updates": updates, "designs": designs,
+    return head | {
+        "designs": designs if method in TRAINED else STEERED_DESIGNS,
         "reward": after["reward"]["mean"], "pretrained_reward": before["reward"]["mean"],
         **{key: after[key] for key in (*KEPT, *MEANS)},
         **{f"pretrained_{key}": before[key] for key in (*KEPT, *MEANS)},
         "diversity_kept": after["internal_diversity"] / before["internal_diversity"],
         "kl_nats": (found.facts.get("kl_nats") or {}).get("mean"),
-        "oracle_calls": calls,
-        "wall_seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu,
+        "kl_sense": (found.facts.get("kl_nats") or {}).get("sense", "estimate"),
+        "oracle_calls": calls, "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip
+
+
+def few(policy: Policy) -> Policy:
+    """``policy`` of which biases and scales alone are tuned."""
+    for parameter in policy.denoiser.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    return policy
+
+
+def told(record: dict[str, Any]) -> None:
+    """A line for each update."""
+    keys = ("step", "reward", "kl_nats", "seconds")
+    print(json.dumps({key: round(record[key], 3) for key in keys if record.get(key) is not None}), flush=True)
+
+
+def rows(out: Path, wanted: str, method: str) -> list[dict[str, Any]]:
+    """Finished rows of a method toward a reward."""
+    return [json.loads(path.read_text()) for path in sorted(out.glob(f"{wanted}-{method}-[0-9].json"))]
 
 
 def table(out: Path) -> str:
     """Means over seeds, with the range of the reward."""
-    rows = [json.loads(path.read_text()) for path in sorted(out.glob("*-[0-9]*.json"))]
     lines = [
-        "| method | reward | seeds | before | after (range) | QED | SA | valid | unique | novel | diversity kept |"
+        "| reward | method | seeds | before | after (range) | QED | SA | valid | unique | novel | diversity kept |"
         " KL, nats | calls | CPU min |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in PARTS:
-        mine = [row for row in rows if row["part"] == name]
-        if not mine:
+    for wanted, method in ((wanted, method) for wanted in REWARDS for method in METHODS):
+        mine = rows(out, wanted, method)
+        if not mine or method == "best_of_n":
             continue
 
         def mean(key: str, mine: list[dict[str, Any]] = mine) -> float:
@@ -97,22 +130,60 @@ def table(out: Path) -> str:
 
         spread = [row["reward"] for row in mine]
         cells = [
-            name, mine[0]["reward_name"], str(len(mine)), f"{mean('pretrained_reward'):.3f}",
+            wanted, method, str(len(mine)), f"{mean('pretrained_reward'):.3f}",
             f"{mean('reward'):.3f} ({min(spread):.3f} to {max(spread):.3f})", f"{mean('qed_mean'):.3f}",
             f"{mean('sa_score_mean'):.2f}", *(f"{mean(key):.1%}" for key in KEPT[:3]), f"{mean('diversity_kept'):.2f}",
             f"{mean('kl_nats'):.1f}", f"{mean('oracle_calls'):,.0f}", f"{mean('cpu_seconds') / 60:.1f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    for wanted in REWARDS:
+        for row in rows(out, wanted, "best_of_n")[:1]:
+            said = "; ".join(f"N = {r['n']}: {r['reward']:.3f} at {r['kl_nats']:.2f} nats" for r in row["best_of"])
+            lines += ["", f"Best of N, {wanted} (KL at most): {said}."]
     return "\n".join(lines)
+
+
+def plot(out: Path) -> None:
+    """Reward against KL: each method's way through training, where it ended, and best-of-N for every N."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "difftilt", "font.size": 9})
+    import matplotlib.pyplot as plt
+
+    entry = build.task("zinc-qed")
+    figure, both = plt.subplots(1, len(REWARDS), figsize=(9.6, 4), layout="constrained")
+    for axes, wanted in zip(both, REWARDS, strict=True):
+        for row in rows(out, wanted, "best_of_n"):
+            points = [(point["kl_nats"], point["reward"]) for point in row["best_of"]]
+            axes.plot(*zip(*points, strict=True), color="0.6", marker=".", lw=0.8)
+        axes.plot([], [], color="0.6", marker=".", label="best of N (KL at most)")
+        for number, method in enumerate((*TRAINED, *STEERED)):
+            for row in rows(out, wanted, method):
+                way = torch.tensor(row.get("trace", [])).reshape(-1, 2)
+                if len(way):
+                    smooth = way[: len(way) // 5 * 5].reshape(-1, 5, 2).mean(1)
+                    axes.plot(smooth[:, 0], smooth[:, 1], color=f"C{number}", lw=0.8, alpha=0.7)
+                if row["kl_nats"] is not None:
+                    axes.plot(
+                        row["kl_nats"], row["reward"], "o" if method in TRAINED else "D", color=f"C{number}", ms=5
+                    )
+            axes.plot([], [], "o-" if method in TRAINED else "D", color=f"C{number}", ms=5, lw=0.8, label=method)
+        axes.set_xlabel("KL to the pretrained model, nats")
+        axes.set_ylabel(f"mean {entry.rewards[wanted].score_name}")
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].legend(frameon=False, loc="lower right", fontsize=8)
+    figure.savefig(out / "frontier.svg", metadata={"Date": None})
 
 
 def speed() -> dict[str, float]:
     """Seconds for 10,000 molecules of QED and synthetic accessibility, in this process and on two workers."""
     from difftilt.data import load
     from difftilt.rewards.chemistry import Objectives, PropertyReward
+    from difftilt.rewards.desirability import smaller
     from difftilt.rewards.pool import Pool
 
-    both = Objectives((PropertyReward("qed"), PropertyReward("ease_of_synthesis")), how="mean")
+    both = Objectives((PropertyReward("qed"), PropertyReward("sa_score", smaller(2, 5))))
     designs = load("zinc250k").sequences[:10_000]
     wall, cpu = time.monotonic(), time.process_time()
     alone = both(designs)
@@ -127,22 +198,25 @@ def speed() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "one", "table", "speed"])
-    parser.add_argument("name", nargs="?", choices=PARTS)
+    parser.add_argument("what", choices=["run", "one", "table", "plot", "speed"])
+    parser.add_argument("reward", nargs="?", choices=REWARDS)
+    parser.add_argument("method", nargs="?", choices=METHODS)
     parser.add_argument("seed", nargs="?", type=int)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "molecules")
-    parser.add_argument("--designs", type=int, default=1000)
+    parser.add_argument("--designs", type=int, default=500)
     parser.add_argument("--models", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     if asked.what == "run":
-        run_missing(__file__, asked.out, [[name, str(seed)] for name in PARTS for seed in SEEDS], asked.jobs)
+        parts = [[wanted, method, str(seed)] for seed in SEEDS for wanted in REWARDS for method in METHODS]
+        run_missing(__file__, asked.out, parts, asked.jobs)
     elif asked.what == "one":
-        row = one(asked.name, asked.seed, asked.designs, asked.models)
-        write_part(asked.out, [asked.name, str(asked.seed)], row)
+        part = [asked.reward, asked.method, str(asked.seed)]
+        write_part(asked.out, part, one(asked.reward, asked.method, asked.seed, asked.designs, asked.models))
     elif asked.what == "speed":
         print(json.dumps(speed(), indent=2))
+    elif asked.what == "plot":
+        plot(asked.out)
     else:
         print(table(asked.out))
 

@@ -26,7 +26,8 @@ from difftilt.core.reward import Reward
 from difftilt.core.value import Value
 from difftilt.data import Table, load
 from difftilt.domains import dna, image, molecule, protein, rna
-from difftilt.domains.task import DENOISER, Task
+from difftilt.domains.sequence import SequenceTask
+from difftilt.domains.task import DENOISER, LearnedReward, NamedReward, Task
 from difftilt.errors import ConfigError, nearest
 from difftilt.networks.external import external_policy, load_external
 from difftilt.networks.stored import kind_of
@@ -192,11 +193,19 @@ def load_task_policy(entry: Task, process: str | None = None, models: Path | Non
     Raises:
         ConfigError: the task has none over this process, or it is not there.
     """
-    part = entry.folder(process or entry.process)
+    return Policy.from_pretrained(str(_part(entry, entry.folder(process or entry.process), models)))
+
+
+def _part(entry: Task, part: str, models: Path | None) -> Path:
+    """Where a task's model is.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     folder = model_folder(entry, part, models)
     if folder is None:
         raise ConfigError(_missing(entry, part, models))
-    return Policy.from_pretrained(str(folder))
+    return folder
 
 
 def _missing(entry: Task, part: str, models: Path | None) -> str:
@@ -243,17 +252,43 @@ def load_reward(
 def _one_reward(entry: Task, spec: str, models: Path | None, table: Table | None) -> Reward:
     if ":" in spec:
         return load_function(spec)
-    if spec in entry.rewards:
-        return entry.rewards[spec].make()
+    named = entry.rewards.get(spec)
+    if isinstance(named, NamedReward):
+        return named.make() if named.part is None else named.make(_part(entry, named.part, models))
     if spec == "table":
         table = table or load(entry.data_set)
+        table = table.take(entry.rows(table)) if isinstance(entry, SequenceTask) else table
         return TableReward(dict(zip(table.sequences, table.scores.tolist(), strict=True)), f"{entry.name} table")
-    if spec != "model":
+    if spec != "model" and named is None:
         raise nearest(spec, ["table", "model", *entry.rewards, "scorer.py:my_function"], what="reward")
-    folder = model_folder(entry, "reward", models)
-    if folder is None:
-        raise ConfigError(_missing(entry, "reward", models))
-    return EnsembleReward.from_pretrained(str(folder))
+    part = "reward" if named is None else named.part
+    return EnsembleReward.from_pretrained(str(_part(entry, part, models)))
+
+
+def judge_of(entry: Task, spec: str | None, models: Path | None = None) -> Reward | None:
+    """The judge of a reward: of learned rewards that are named each its own, summed alike; else the task's.
+
+    Args:
+        entry: the task.
+        spec: as of :func:`load_reward`.
+        models: folder of own models in place of the zoo.
+
+    Returns:
+        ``None`` where a judge that is needed is not there: another's would judge something else.
+    """
+    summands = terms(spec or entry.default_reward)
+    learned = {"model": "judge"} | {
+        name: named.judge for name, named in entry.rewards.items() if isinstance(named, LearnedReward)
+    }
+    if spec is None or len(learned) == 1 or not all(term.name in learned for term in summands):
+        return load_judge(entry, models)
+    folders = {term.name: model_folder(entry, learned[term.name], models) for term in summands}
+    judges = {name: EnsembleReward.from_pretrained(str(folder)) for name, folder in folders.items() if folder}
+    if len(judges) < len(folders):
+        return None
+    if len(summands) == 1 and summands[0].weight == 1:
+        return judges[summands[0].name]
+    return combined([Objective(short(term.name), as_reward(judges[term.name]), term.weight) for term in summands])
 
 
 def load_judge(entry: Task, models: Path | None = None) -> EnsembleReward | None:

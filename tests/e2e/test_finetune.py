@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from difftilt.cli.demo import DEMOS
+from difftilt.cli.demo import DEMOS, DemoFlags, finetune_words
+from difftilt.cli.kinds import plan_from
 
 from .conftest import facts, records
 
@@ -128,6 +129,18 @@ def test_demo_is_a_finetune_run(difftilt, models, monkeypatch):
     assert "runs/demo-1/report.html" in outcome.out
     config = tomllib.loads(Path("runs/demo-1/config.toml").read_text())
     assert config["provenance"]["command"].startswith("difftilt finetune utr-mrl --algorithm")
+
+
+@pytest.mark.parametrize("domain", DEMOS)
+def test_the_settings_of_every_demo_are_flags_of_finetune(domain):
+    own = DEMOS[domain]
+    plan = plan_from(finetune_words(DemoFlags(domain=domain, seed=3)))
+    assert (plan.settings.task, plan.settings.algorithm, plan.loop.steps) == (
+        own["task"],
+        own["algorithm"],
+        own["steps"],
+    )
+    assert (plan.method.alpha, plan.loop.seed) == (own["alpha"], 3)
 
 
 def test_all_fields_of_the_algorithm_are_flags(difftilt, tiny):

@@ -109,3 +109,18 @@ def test_beta_by_budget_is_that_of_the_exact_law(problem: TiltedProblem, rounds:
     assert kl_divergence(law, problem.chain.marginal(rounds[1])) == pytest.approx(budget, rel=0.3)
     half = mixed_law(problem, rounds[1], alpha=ALPHA, beta=beta / 2)
     assert kl_divergence(half, problem.chain.marginal(rounds[1])) > 1.3 * budget
+
+
+def test_a_budget_is_spent_among_feasible_designs(problem: TiltedProblem) -> None:
+    """A third of the designs is infeasible, and counts neither as a weight nor as a path. The bar is that of above."""
+    current, budget = corrected(problem.pretrained), 0.15
+    first, feasible = problem.pretrained.codec.alphabet[0], torch.arange(27) >= 9
+
+    def reward(designs: list[str]) -> torch.Tensor:
+        broken = torch.tensor([design.startswith(first) for design in designs])
+        return torch.as_tensor(problem.reward(designs)).double().masked_fill(broken, math.nan)
+
+    beta = beta_for(current, current, reward, torch.Generator().manual_seed(5), alpha=ALPHA, budget=budget)
+    law = problem.chain.marginal(current)[feasible]
+    tilted = (law.log() + problem.table[feasible] / (ALPHA + beta)).softmax(0)
+    assert kl_divergence(tilted, law / law.sum()) == pytest.approx(budget, rel=0.3)

@@ -17,6 +17,7 @@ from difftilt.campaigns.simulation.landscape import DRAWN, Landscape
 from difftilt.campaigns.simulation.runner import Simulated, run
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
+from difftilt.core.trajectory import rollout
 from difftilt.problems.enumerated import EnumeratedChain
 from difftilt.problems.joint import JointDenoiser
 from difftilt.problems.landscapes import TabularDenoiser
@@ -110,6 +111,9 @@ def test_without_a_list_of_designs_a_law_is_judged_by_draws() -> None:
     log_ratio = policy.denoiser.law().flatten().log() - own.log_pre
     width = (log_ratio.max() - log_ratio.min()).item()
     assert abs(found.kl - exact.kl) < width * bar
+    x_0 = rollout(policy, DRAWN, torch.Generator().manual_seed(0)).x_0
+    place = x_0 @ torch.tensor([4**i for i in (3, 2, 1, 0)])
+    assert found.kl == pytest.approx(log_ratio[place].mean().item(), abs=1e-6), "one letter a step: that of the designs"
     assert found.objective == pytest.approx(found.reward - ALPHA * found.kl)
     assert found.regret is None
     assert drawn.judge(own.prior, torch.Generator().manual_seed(0)).kl == 0
@@ -135,7 +139,7 @@ class Knows:
         told = [
             replace(pick, mean=v + far, std=1.0) for pick, v, far in zip(picks.candidates, value, off, strict=False)
         ]
-        return Proposal(told, name, {"factor": 1.0, "misfit": 0.0, "noise": 0.0})
+        return Proposal(told, name, {"factor": 2.0, "misfit": 0.0, "noise": 0.0})
 
 
 def test_a_row_is_of_the_policy_that_learned_from_its_round(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ SMILES = [chain + ring for ring in RINGS for chain in CHAINS]
 def small(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     path = tmp_path_factory.mktemp("data") / "small.csv"
     path.write_text("smiles\n" + "\n".join(SMILES) + "\n")
-    network = {"type": "conv_transformer", "width": 24, "kernel": 3, "dilations": [1, 2], "depth": 1, "heads": 2}
+    network = {"type": "causal_transformer", "width": 16, "depth": 1, "heads": 2}
     settings = PretrainConfig(updates=120, batch=32, learning_rate=1e-2, validate_every=60, ema=0.9)
-    task = dataclasses.replace(TASKS[0], priors={MASKED: Prior(denoiser=network, training=settings, steps=6)})
+    task = dataclasses.replace(TASKS[0], priors={MASKED: Prior(denoiser=network, training=settings)})
     data = task.split(task.read(path))
     policy = task.untrained(MASKED, data, seed=0)
     pretrain(

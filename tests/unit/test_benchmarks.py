@@ -1,11 +1,14 @@
 """The benchmark of methods leaves none out, and its parts are run once."""
 
 import importlib.util
+import itertools
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from difftilt import build
 
@@ -54,3 +57,19 @@ def test_every_kind_of_surrogate_is_in_the_benchmark(benchmark):
     learners = benchmark("surrogates").LEARNERS
     assert {name.partition("-")[0] for name in learners} == {"gaussian_process", "linear", "ensemble"}
     assert len({repr(learner) for learner in learners.values()}) == len(learners)
+
+
+def test_the_value_on_the_other_strand_is_that_of_the_reverse_complement(benchmark):
+    designs = ["".join(letters) for letters in itertools.product("ACGT", repeat=3)]
+    other = benchmark("conservative").other_strand(torch.arange(64.0), 3)
+    assert [designs[int(i)] for i in other] == [d.translate(str.maketrans("ACGT", "TGCA"))[::-1] for d in designs]
+
+
+def test_the_table_of_pessimism_is_made_of_the_committed_rows(benchmark):
+    conservative = benchmark("conservative")
+    rows = json.loads((FOLDER / "conservative.json").read_text())["rows"]
+    there = {(row["what"], row["task"], row["coverage"], row["surrogate"], row["seed"]) for row in rows}
+    assert there <= set(conservative.parts())
+    _, _, *lines = conservative.table(rows).splitlines()
+    assert lines
+    assert "\n".join(lines) in (FOLDER / "README.md").read_text()

@@ -124,6 +124,7 @@ def test_fixed_letters_are_held_and_counted_against_the_others(problem: TiltedPr
     made = problem.pretrained.codec.decode(states)
     assert {design[1:3] for design in made} == {"GG"}
     assert all(sum(letter in "GC" for letter in design) == 2 for design in made)
+    assert rules.keeps(["AGGAA", "AGAAA", "AAGAA", "GAAAG"]).tolist() == [True, False, False, False]
     assert rules.off(rules.on(problem.pretrained)).fixed is None
     with pytest.raises(ConfigError, match="some design keeps"):
         Rules(Constraints(fix=("2:GG",), forbid=("GG",)), problem.pretrained)
@@ -146,6 +147,12 @@ def test_a_count_beyond_half_of_a_long_design_is_kept_by_the_letters_that_are_no
     assert long.allowed(x_t)[0, 10:].tolist() == [[False, True, True, False]] * 90
     x_t[0, 10] = 3
     assert not long.allowed(x_t).any()
+    few = Automaton([], 100, 4, counted=(1, 2), least=40, most=90)
+    x_t[0, :90] = 1
+    x_t[0, 90:] = 4
+    assert few.allowed(x_t)[0, 90:].tolist() == [[True, False, False, True]] * 10
+    x_t[0, 90] = 2
+    assert not few.allowed(x_t).any()
     with pytest.raises(ConfigError, match="at most 61"):
         Automaton([], 200, 4, counted=(1, 2), least=70, most=130)
 

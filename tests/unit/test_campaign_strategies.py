@@ -33,6 +33,7 @@ from difftilt.problems.landscapes import corrected, random_pairwise
 from difftilt.problems.tilted import TiltedProblem
 from difftilt.surrogates.ensemble import Ensemble
 from difftilt.surrogates.gaussian_process import GaussianProcess
+from difftilt.surrogates.linear import Linear
 from difftilt.surrogates.measurements import Measurements
 
 QUICK = Tuning(alpha=0.5, beta=0.5, updates=3, paths=16, learning_rate=5e-3)
@@ -481,7 +482,9 @@ def test_a_lost_folder_of_models_is_said_so(tmp_path: Path, problem: TiltedProbl
 def test_the_surrogate_is_chosen_by_name_or_by_number() -> None:
     assert isinstance(learner(Picking(), 500), GaussianProcess)
     assert isinstance(learner(Picking(), 3000), Ensemble)
-    assert learner(Picking(), 500, bootstrap=True) == Ensemble(prior_std=0.0), "SEIKO's: resamples alone"
+    assert learner(Picking(), 500, "bootstrap") == Ensemble(prior_std=0.0), "SEIKO's: resamples alone"
+    assert learner(Picking(), 500, "lcb") == Ensemble(members=16), "BRAID's"
+    assert learner(Picking(surrogate="linear"), 500, "lcb") == Linear()
     assert learner(Picking(surrogate="gp_both_strands"), 9) == GaussianProcess(both_strands=True)
     for wrong in ({"surrogate": "gpp"}, {"rule": "best"}, {"c": -1.0}, {"pool": 0}):
         with pytest.raises(ConfigError, match="expected"):

@@ -16,8 +16,10 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 import difftilt as dt
+from difftilt import build
 from difftilt.core.codec import ImageCodec
 from difftilt.core.policy import Policy
+from difftilt.core.registry import construct
 from difftilt.core.trajectory import sample_states
 from difftilt.data import ImageSet, find, read_images, save_images
 from difftilt.domains.image import CLOTHING, DIGITS, EMOJI, TASKS, _unet, without_skin_tone
@@ -34,7 +36,7 @@ from difftilt.training.pretrain import PretrainConfig
 
 TINY = Prior(denoiser=_unet((16, 16)), training=PretrainConfig(updates=4, batch=8, validate_every=2), steps=3)
 KIND = replace(
-    CLOTHING, priors={"gaussian": TINY}, names=("dark", "light"), classifying=ClassifierConfig(width=4, updates=60),
+    CLOTHING, priors={"gaussian": TINY}, names=("dark", "light"), classifying=ClassifierConfig(width=4, epochs=40),
     grouping="at random",
 )  # fmt: skip
 
@@ -125,8 +127,16 @@ def test_without_labels_only_the_denoiser_is_trained() -> None:
 
 def test_a_task_is_pretrained_from_its_own_code_and_its_card_is_whole(tmp_path: Path) -> None:
     images = read_images(save_images(pictures(), tmp_path / "own.npz"))
-    job = Pretraining(entry=KIND, data=images, output=tmp_path / "m", command="test", process="gaussian")
+    said: list[str] = []
+    job = Pretraining(
+        entry=KIND, data=images, output=tmp_path / "m", command="test", process="gaussian", on_event=said.append
+    )
     done = job.run(KIND.parts)
+    shown = [float(line.split()[-3]) for line in said if line.startswith("denoiser: update")]
+    assert len(shown) == 2
+    assert all(0.1 < value < 10 for value in shown), (
+        "a mean per component, of v about 1 before training; not a mean of it"
+    )
     policy = Policy.from_pretrained(tmp_path / "m" / DENOISER)
     card = policy.card["metrics"]
     for name in (
@@ -301,6 +311,21 @@ def test_rewards_of_the_tasks_score_their_images(policies) -> None:
     assert "redness" not in DIGITS.rewards
     assert {f"label-{label}" for label in "0123456789"} < set(DIGITS.rewards)
     assert all(task.default_reward in task.rewards for task in TASKS)
+
+
+def test_the_reward_of_a_label_reads_the_classifier_below_models(tmp_path: Path) -> None:
+    kind, designs = replace(DIGITS, name="kind"), [np.full((8, 8), level, dtype=np.uint8) for level in (0, 255)]
+    network = construct("classifier", {"type": "conv", "channels": 1, "labels": 10, "width": 4})
+    classifier = ImageClassifier(network, DIGITS.labels)
+    with pytest.raises(ConfigError, match=r"expected a classifier model for 'kind' in '.*'; got none.*--models"):
+        build.load_reward(kind, "label-3", tmp_path)
+    with pytest.raises(ConfigError, match="expected a classifier model for 'kind' in the package; got none"):
+        build.load_reward(kind, "label-3")
+    classifier.save_pretrained(tmp_path / "classifier")
+    expected = classifier.log_likelihood(designs)[:, 3]
+    assert torch.allclose(build.load_reward(kind, "label-3", tmp_path)(designs), expected)
+    both = build.load_reward(kind, "2*label-3,brightness", tmp_path)
+    assert torch.allclose(torch.as_tensor(both(designs)), 2 * expected + torch.tensor([0.0, 1.0]).double(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,8 @@ def _file(folder: Path, rows: list[str], header: str = "smiles") -> Path:
 def small():
     """The task with a network for tests, and its data."""
     prior = Prior(
-        denoiser={"type": "conv_transformer", "width": 16, "kernel": 3, "dilations": [1], "depth": 1, "heads": 2},
+        denoiser={"type": "causal_transformer", "width": 16, "depth": 1, "heads": 2},
         training=PretrainConfig(updates=80, batch=16, learning_rate=1e-2, validate_every=40, ema=0.9),
-        steps=6,
     )
     task = dataclasses.replace(ZINC, priors={MASKED: prior}, sampled=100)
     return task

@@ -150,3 +150,18 @@ def test_few_rows_still_hold_one_out() -> None:
     errors: list[float] = []
     train_members(member, x, y, CONFIG, on_member=lambda e, error: errors.append(error))
     assert all(math.isfinite(error) for error in errors)
+
+
+def test_another_loss_trains_a_classifier_and_only_what_it_trains_on_is_changed() -> None:
+    """Labels are the signs of a first number; training sees it with the sign turned, and so learns the opposite."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 1, generator=rng)
+    label, errors = (x[:, 0] > 0).long(), []
+    config = RegressConfig(epochs=6, batch=16, members=1, learning_rate=0.1)
+    for turn, right in ((1, 1.0), (-1, 0.0)):
+        (model,) = train_members(
+            lambda: nn.Linear(1, 2), x, label, config, loss=torch.nn.functional.cross_entropy,
+            seen=lambda part, rng, turn=turn: turn * part, on_member=lambda _, error: errors.append(error),
+        )  # fmt: skip
+        assert (model(x).argmax(1) == label).float().mean().item() == pytest.approx(right, abs=0.05)
+    assert errors[0] < 0.3 < 0.7 < errors[1], "the held-out loss is of rows as they are"

@@ -196,6 +196,48 @@ def run(tmp_path) -> RunFolder:
     return make_run(tmp_path / "utr-ppo")
 
 
+def dna(run: RunFolder, unseen: float = 0.4821) -> RunFolder:
+    """The run with motifs and words, as tasks of DNA store them."""
+    config, facts = make_config(), json.loads(run.evaluation.read_text())
+    config["task"] |= {
+        "motifs": {"TAATCC": "CRX", "TGACTCA": ""}, "second_reference": "native elements",
+        "held_out": {"sites_TAATCC": unseen, "kmer6_distance": 0.0779}, "in_training": {"sites_TGACTCA": 0.0233},
+    }  # fmt: skip
+    for i, when in enumerate(("before", "after")):
+        facts[when] |= {"sites_TAATCC": 0.5213 + i, "sites_TGACTCA": 0.0017 + i, "kmer6_distance": 0.0812 + 0.1 * i}
+        facts[when] |= {"kmer6_distance_second": 0.1871 + 0.1 * i}
+    run.config.write_text(tomli_w.dumps(config), encoding="utf-8")
+    run.write_json(run.evaluation, facts)
+    return run
+
+
+def test_motifs_and_words_are_named_and_set_beside_those_of_held_out_designs(run):
+    text = write_report(dna(run)).read_text(encoding="utf-8")
+    assert {0.5213, 1.5213, 0.0017, 0.0812, 0.1871, 0.2871} <= set(values(text))
+    for words in (
+        "Sites TAATCC<small>CRX; mean number in a design; held-out designs 0.482</small>",
+        "Sites TGACTCA<small>mean number in a design; training designs 0.0233</small>",
+        "6-letter words<small>Jensen-Shannon distance to those of the training data, 0 to 1; held-out designs 0.078",
+        "6-letter words<small>Jensen-Shannon distance to those of native elements, 0 to 1</small>",
+    ):
+        assert words in text, words
+    assert "kmer6" not in text
+
+
+def test_a_comparison_shows_how_the_designs_of_each_run_look(tmp_path):
+    """The pretrained model's column is there once; a property that one run lacks is a dash."""
+    one, two = dna(make_run(tmp_path / "one")), make_run(tmp_path / "two")
+    text = compare([one, two])
+    section = text[text.index('class="likeness"') :]
+    row = re.search(r"Sites TAATCC.*?</tr>", section, re.DOTALL)
+    assert row is not None
+    assert values(row[0]) == [0.5213, 1.5213]
+    assert "–" in row[0]
+    row = re.search(r"k-mer correlation.*?</tr>", section, re.DOTALL)
+    assert row is not None
+    assert values(row[0]) == [0.9934, 0.8127, 0.8127]
+
+
 def test_numbers_on_the_page_are_those_of_the_files(finished):
     text, facts = page(finished), json.loads(finished.evaluation.read_text())
     shown = values(text)

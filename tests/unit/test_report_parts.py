@@ -217,3 +217,19 @@ def test_repeats_made_by_weights_are_no_collapse(drawn: float | None, warned: bo
     after = {"unique_fraction": 0.6} | ({} if drawn is None else {"distinct_drawn": drawn})
     facts = RunFacts("run", {}, [], Bought(), Samples(), {"sampler": "smc", "after": after}, [])
     assert any("repeats itself" in notice.title for notice in notices(facts)) == warned
+
+
+@pytest.mark.parametrize(
+    ("unique", "left", "sampler", "warned"),
+    [(1.0, 0.67, None, True), (1.0, 0.97, None, False), (0.6, 0.59, "smc", False), (0.6, 0.3, "smc", True)],
+)
+def test_near_duplicates_are_warned_of_though_no_two_designs_are_equal(
+    unique: float, left: float, sampler: str | None, warned: bool
+) -> None:
+    after = {"unique_fraction": unique, "without_near_duplicates": left, "distinct_drawn": 1.0}
+    own = {"after": after, "before": {"unique_fraction": 1.0, "without_near_duplicates": 0.99}}
+    evaluation = own if sampler is None else own | {"sampler": sampler}
+    said = notices(RunFacts("run", {}, [], Bought(), Samples(), evaluation, []))
+    found = [notice for notice in said if "nearly repeats itself" in notice.title]
+    assert bool(found) == warned
+    assert all("99.0 % of the pretrained" in notice.text for notice in found)

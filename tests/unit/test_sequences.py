@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from difftilt.metrics.sequences import (
     MarkovModel,
+    best_markov,
     diversity,
     kmer_correlation,
     kmer_counts,
@@ -50,6 +51,28 @@ def test_kmer_correlation_is_one_for_the_same_usage_and_low_for_another() -> Non
 
 
 # --- Markov models -------------------------------------------------------------------------------------------------
+
+
+def second_order(n: int, length: int, seed: int, noise: float = 0.3) -> torch.Tensor:
+    """Sequences whose next letter is the sum of the last two, modulo 3, or with probability ``noise`` any letter."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(3, (n, length), generator=rng)
+    for i in range(2, length):
+        keep = torch.rand(n, generator=rng) > noise
+        x[:, i] = torch.where(keep, (x[:, i - 1] + x[:, i - 2]) % 3, x[:, i])
+    return x
+
+
+def test_the_best_markov_model_has_the_order_of_the_data_and_is_chosen_by_validation() -> None:
+    """Twin: chosen by the training designs themselves, the longest context and the least smoothing win."""
+    train, validation = second_order(60, 30, 0), second_order(60, 30, 1)
+    orders, smoothings = (0, 1, 2, 3, 4), (0.1, 10.0, 100.0)
+    best = best_markov(train, validation, 3, orders, smoothings)
+    assert best.order == 2
+    every = [MarkovModel(train, o, 3, s).log_prob(validation).mean().item() for o in orders for s in smoothings]
+    assert best.log_prob(validation).mean().item() == max(every)
+    cheated = best_markov(train, train, 3, orders, smoothings)
+    assert (cheated.order, cheated.smoothing) == (4, 0.1)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])

@@ -93,6 +93,8 @@ def test_standardised_values_have_mean_0_and_std_1() -> None:
     back = rows.forecast(y, variance)
     torch.testing.assert_close(back.mean, rows.y)
     torch.testing.assert_close(back.model, rows.variance.sqrt())
+    torch.testing.assert_close(back.noise, rows.variance.sqrt())
+    torch.testing.assert_close(back.measured, rows.y)
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,9 @@ def test_a_surrogate_with_one_measurement_more_is_a_refit_in_its_units() -> None
     mean, std = after.predict(EVERY)
     torch.testing.assert_close(mean - before.center, at @ exact.mean)
     torch.testing.assert_close(std.square(), (at @ torch.cholesky_inverse(exact.cholesky) * at).sum(1))
+    wider = before.tempered(2.0).with_measurement("GATT", 4.0, noise_std=0.3).predict(EVERY)
+    torch.testing.assert_close(wider.mean, mean)
+    torch.testing.assert_close(wider.std, 2 * std)
 
 
 def test_the_bonus_is_that_of_linear_ucb() -> None:
@@ -304,6 +307,22 @@ def test_the_evidence_is_largest_where_the_fit_stops() -> None:
     for factor in (0.8, 1.25):
         assert evidence(factor * chosen, tau) < best - 1e-3
         assert evidence(chosen, factor * tau) < best - 1e-3
+
+
+def test_the_prior_std_maximises_the_evidence_with_half_a_nat_for_a_squared_e_fold() -> None:
+    """A standard normal law of its log, about the value with which features explain a variance of 1."""
+    data = measured()
+    fitted = Linear(misfit=1.0).fit(CODEC, data, torch.Generator())
+    y, variance = data.rows(CODEC).standardised()
+    phi, d = fitted.phi(data.rows(CODEC).x), variance + (1.0 / fitted.scale) ** 2
+    log_tau = -0.5 * (fitted.weights.cholesky.square().sum(1) - (phi.T @ (phi / d[:, None])).diagonal()).mean().log()
+    usual = -0.5 * phi.square().sum(1).mean().log()
+
+    def objective(at: torch.Tensor) -> float:
+        return (log_evidence(phi, y, d, prior_std=at.exp().item()) - 0.5 * (at - usual).square()).item()
+
+    assert (log_tau - usual).abs() > 0.1
+    assert objective(log_tau) > max(objective(log_tau - 0.02), objective(log_tau + 0.02))
 
 
 @pytest.mark.parametrize("name", ["linear", "gaussian process"])

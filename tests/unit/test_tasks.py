@@ -15,9 +15,10 @@ from difftilt.core.codec import TokenCodec
 from difftilt.core.registry import construct
 from difftilt.data import Table, find, load
 from difftilt.domains import dna, rna
-from difftilt.domains.sequence import SequenceTask, every_row
+from difftilt.domains.sequence import SequenceTask, every_row, no_family
 from difftilt.domains.task import TaskData
 from difftilt.errors import DataError
+from difftilt.training.regress import RegressConfig
 
 TASKS = [*rna.TASKS, *dna.TASKS]
 SHIPPED = [task for task in TASKS if task.shipped]
@@ -87,6 +88,72 @@ def test_near_copies_never_fall_in_different_parts() -> None:
     own = parts(plain().split(sheet))
     trained, validated = ({family[row] for row in own[part]} for part in ("prior_train", "prior_validation"))
     assert not trained & validated, "validation of p_pre would be on near copies of its training designs"
+
+
+def test_families_stay_together_and_rows_of_p_pre_stay_where_they_were() -> None:
+    """Mutants farther from their original than the distance of the split; twin: without names they are torn apart."""
+    sheet = table()
+    rng = np.random.default_rng(3)
+    mutants = []
+    for design in sheet.sequences[:300]:
+        places = set(rng.choice(50, size=6, replace=False).tolist())
+        mutants.append("".join("ACGT"[("ACGT".index(c) + 1) % 4] if i in places else c for i, c in enumerate(design)))
+    names = np.array([f"f{i}" for i in range(600)] + [f"f{i}" for i in range(300)])
+    original = np.arange(900) < 600
+    scores = np.concatenate([sheet.scores, sheet.scores[:300]])
+    whole = Table(Path("t.csv"), [*sheet.sequences, *mutants], {"score": scores}, "sequence", "score")
+    free = plain(prior_rows=lambda _: original).split(whole)
+    kept = plain(prior_rows=lambda _: original, family=lambda _: names.tolist()).split(whole)
+
+    def torn(data: TaskData) -> int:
+        own = parts(data)
+        home = {row: part for part in ("test", "reward", "judge") for row in own[part]}
+        assert len(home) == 900
+        return sum(home[row] != home[row + 600] for row in range(300))
+
+    assert torn(kept) == 0
+    assert torn(free) > 100
+    for part in ("prior_train", "prior_validation", "prior_test"):
+        assert torch.equal(getattr(free, part), getattr(kept, part)), part
+    for part in ("test", "reward", "judge"):
+        originals = [{row for row in parts(data)[part] if row < 600} for data in (free, kept)]
+        assert originals[0] == originals[1], part
+
+
+def test_scores_below_the_limit_of_detection_count_as_the_limit() -> None:
+    """The reward's mean is that of the scores it learned; twin: without a limit it is another."""
+    settings = {
+        "reward": {"type": "scan", "width": 2, "hidden": 2},
+        "reward_training": RegressConfig(epochs=1, members=1),
+    }
+
+    def mean(floor: float | None) -> float:
+        task = plain(**settings, floor=floor)
+        data = task.split(table())
+        return task.fit("reward", data, seed=0, told=lambda _: None)[0].mean
+
+    scores = plain().split(table())
+    rows = scores.scores[scores.reward]
+    assert mean(None) == pytest.approx(rows.mean().item(), rel=1e-5)
+    assert mean(1.0) == pytest.approx(rows.clamp(min=1.0).mean().item(), rel=1e-5)
+    assert abs(mean(1.0) - mean(None)) > 0.1
+
+
+def test_no_element_of_crx_has_versions_in_two_parts() -> None:
+    task = build.task("crx-enhancer")
+    if find(task.data_set) is None:
+        pytest.skip(f"data set {task.data_set} is not here")
+    sheet = load(task.data_set)
+
+    def torn(entry: SequenceTask) -> int:
+        homes: dict[str, set[str]] = {}
+        for part, rows in parts(entry.split(sheet)).items():
+            for row in rows if part in ("test", "reward", "judge") else ():
+                homes.setdefault(sheet.column("label")[row].rpartition("_")[0], set()).add(part)
+        return sum(len(home) > 1 for home in homes.values())
+
+    assert torn(task) == 0
+    assert torn(dataclasses.replace(task, family=no_family)) == 581
 
 
 def test_p_pre_learns_the_allowed_rows_of_both_halves_and_never_a_test_row() -> None:
@@ -167,7 +234,7 @@ def test_a_task_reads_both_t_and_u_and_prints_its_own_letters(task: SequenceTask
 
 
 def test_names_lead_to_their_tasks() -> None:
-    assert {task.name for task in SHIPPED} == {"utr-mrl", "yeast-promoter", "tfbind8"}
+    assert {task.name for task in SHIPPED} == {"utr-mrl", "yeast-promoter", "crx-enhancer", "tfbind8"}
     assert build.task("tfbind8/SIX6_REF_R1") is build.task("tfbind8")
     assert build.task("tfbind8/CRX_REF_R1").data_set == "tfbind8/CRX_REF_R1"
     assert len({task.name for task in TASKS}) == len(TASKS)

@@ -81,7 +81,7 @@ class Adaptive:
         rules = Rules(settings.constraints, self.policy)
         tuned_before = last_model(history)
         data = first_plate(history) if self.plan.once else history
-        learned = learn(data, self.policy.codec, settings.picking, rng, bootstrap=self.plan.acquisition == "bootstrap")
+        learned = learn(data, self.policy.codec, settings.picking, rng, how=self.plan.acquisition)
         if learned is None:
             return plate_of(rules.on(self.policy), rules, history, n, rng)
         fitted = time.monotonic()

@@ -185,7 +185,7 @@ class Campaign:
                     f"expected ids of pending designs; got {', '.join(wrong) or 'none'}; nothing was withdrawn: "
                     "leave them out"
                 )
-            facts.add_withdrawals(connection, [known[name] for name in wanted], reason.strip())
+            facts.add_withdrawals(connection, [known[name] for name in wanted], " ".join(reason.split()))
         return [known[name] for name in wanted]
 
     def export(self, path: str | Path) -> int:

@@ -1,4 +1,8 @@
-"""Designs that may be proposed: new, allowed, drawn from a policy until there are enough."""
+"""Designs that may be proposed: new, allowed, drawn from a policy until there are enough.
+
+A design of which the codec knows no state could be measured, but nothing could be learned from it: a graph that is no
+molecule, or a molecule whose canonical spelling needs more words than states have room for. It is not proposed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.campaigns.constraints import Rules
+from difftilt.core.codec import fault_of
 from difftilt.core.policy import Policy
 from difftilt.core.trajectory import sample_states
 from difftilt.errors import StateError
@@ -28,7 +33,7 @@ class Sieve:
 
     def __post_init__(self) -> None:
         self.designs: dict[str, None] = {}
-        self.drawn = self.broken = self.repeated = self.avoided = 0
+        self.drawn = self.broken = self.repeated = self.avoided = self.unreadable = 0
 
     def take(self, designs: Sequence[str], most: int) -> None:
         """Add designs until there are ``most``."""
@@ -40,6 +45,8 @@ class Sieve:
                 self.avoided += 1
             elif design in self.known:
                 self.repeated += 1
+            elif fault_of(self.rules.codec, design) is not None:
+                self.unreadable += 1
             elif len(self.designs) < most:
                 self.designs[design] = None
 
@@ -64,6 +71,7 @@ class Sieve:
             "dropped_constraints": self.broken,
             "dropped_avoided": self.avoided,
             "dropped_known": self.repeated,
+            "dropped_unreadable": self.unreadable,
         }
 
 

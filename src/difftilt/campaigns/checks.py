@@ -35,6 +35,8 @@ def check_reads(settings: CampaignSettings) -> None:
             f"expected settings that the strategy {settings.strategy} reads ({known}); got "
             f"{', '.join(map(_flag, idle))}, without effect there; leave it out, or choose another strategy"
         )
+    if settings.constraints.both_strands and not settings.constraints.forbid:
+        raise ConfigError("expected --forbid with --both-strands; got no word to forbid on either strand; name one")
 
 
 def check_settings(settings: CampaignSettings, policy: Policy) -> None:

@@ -28,7 +28,7 @@ from torch import nn
 from difftilt.campaigns.automaton import Automaton
 from difftilt.campaigns.earlier import read_as
 from difftilt.campaigns.settings import Constraints
-from difftilt.core.codec import Codec, TokenCodec
+from difftilt.core.codec import Codec, TokenCodec, fault_of
 from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy, trainable
 from difftilt.core.reward import DifferentiableReward
@@ -135,7 +135,9 @@ class Rules:
 
 
 class Kept:
-    """A reward of designs that keep the constraints; the others have none.
+    """A reward of designs that keep the constraints and have a state, by which a surrogate reads them.
+
+    The others have none.
 
     Args:
         reward: of every design.
@@ -146,9 +148,15 @@ class Kept:
         self.reward, self.rules = reward, rules
 
     def __call__(self, designs: Sequence[Any]) -> Float[Tensor, " B"]:
-        """Reward units; NaN where a constraint is broken."""
-        value = torch.as_tensor(self.reward(designs), dtype=torch.float64)
-        return value.where(self.rules.keeps(designs).to(value.device), torch.nan)
+        """Reward units; NaN where a constraint is broken, or there is no state."""
+        rows = [row for row, design in enumerate(designs) if fault_of(self.rules.codec, design) is None]
+        readable = [designs[row] for row in rows]
+        values = torch.full((len(designs),), torch.nan, dtype=torch.float64)
+        if readable:
+            value = torch.as_tensor(self.reward(readable), dtype=torch.float64)
+            values = values.to(value.device)
+            values[rows] = value.where(self.rules.keeps(readable).to(value.device), torch.nan)
+        return values
 
     def on_probabilities(self, p: Float[Tensor, "B *event"]) -> Float[Tensor, " B"]:
         """The reward of relaxed designs, of which no constraint is defined. Gradient flows."""

@@ -25,6 +25,8 @@ from difftilt.surrogates.surrogate import Learner, Surrogate
 
 SPREAD = ("factor", "misfit", "noise")
 """Facts of a round with which its predictions become intervals of measurements."""
+PESSIMISTS = 16
+"""Members of the ensemble that a lower bound is of."""
 MOST_SPREAD = 1e30
 """Largest standard deviation of values, and the inverse of the smallest: networks compute in single precision."""
 
@@ -41,7 +43,7 @@ class Learned:
 
 
 def learn(
-    history: History, codec: Codec, settings: Picking, rng: torch.Generator, *, bootstrap: bool = False
+    history: History, codec: Codec, settings: Picking, rng: torch.Generator, *, how: str = "mean"
 ) -> Learned | None:
     """Fit a surrogate to what is measured.
 
@@ -50,7 +52,7 @@ def learn(
         codec: reads designs.
         settings: which surrogate; designs measured before the campaign.
         rng: the only source of randomness.
-        bootstrap: an ensemble, whatever ``auto`` says, and one of resamples alone, as SEIKO's.
+        how: the acquisition it is for, see :func:`learner`.
 
     Returns:
         ``None`` where there is nothing to learn yet; see :func:`measurements`.
@@ -62,7 +64,7 @@ def learn(
     data = measurements(history, codec, settings)
     if data is None:
         return None
-    surrogate = fit(learner(settings, len(set(data.designs)), bootstrap=bootstrap), codec, data, rng)
+    surrogate = fit(learner(settings, len(set(data.designs)), how), codec, data, rng)
     past = {entry.number: forecast_of(history, entry.number) for entry in history.rounds}
     told = {n: each for n, each in past.items() if each is not None and not each.measured.isnan().all()}
     factor = temper(surrogate.held_out, together(list(told.values())[-2:]) if told else None)
@@ -124,13 +126,18 @@ def fit(learner: Learner, codec: Codec, data: Measurements, rng: torch.Generator
         ) from error
 
 
-def learner(settings: Picking, designs: int, *, bootstrap: bool = False) -> Learner:
-    """The surrogate's settings, by name and number of designs."""
-    name = settings.surrogate
-    if name == "auto":
-        name = "ensemble" if bootstrap or designs > MANY else "gp"
-    if bootstrap:
+def learner(settings: Picking, designs: int, how: str = "mean") -> Learner:
+    """The surrogate's settings, by name and number of designs.
+
+    ``bootstrap`` is of an ensemble of resamples alone, as SEIKO's. For a lower bound ``auto`` is an ensemble, as
+    BRAID's, which extrapolates and says where: pessimism pays there, while a Gaussian process goes back to its mean
+    and promises little too much as it is (docs/strategies.md).
+    """
+    if how == "bootstrap":
         return Ensemble(prior_std=0.0)
+    if settings.surrogate == "auto" and how == "lcb":
+        return Ensemble(members=PESSIMISTS)
+    name = settings.surrogate if settings.surrogate != "auto" else "ensemble" if designs > MANY else "gp"
     kinds = {"gp": GaussianProcess(), "gp_both_strands": GaussianProcess(both_strands=True), "linear": Linear()}
     return kinds.get(name, Ensemble())
 

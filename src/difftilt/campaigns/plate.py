@@ -52,6 +52,8 @@ def plate_again(history: History, number: int) -> tuple[list[Design], int]:
     Raises:
         ConfigError: there is no such round, or nothing of it is left.
     """
+    if not history.rounds:
+        raise ConfigError(f"expected a round that was proposed; got {number}, and none was yet; leave out --round")
     proposed = [design for design in history.designs if design.round == number]
     if not proposed:
         raise ConfigError(f"expected a round from 1 to {len(history.rounds)}; got {number}; see `campaign history`")

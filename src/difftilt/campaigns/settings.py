@@ -13,7 +13,7 @@ RULES = ("greedy", "as_drawn")
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The update (7) of :mod:`difftilt.campaigns.update`."""
+    """How a round's policy is tuned, (7) of docs/strategies.md."""
 
     alpha: float = 0.05
     """Weight of the KL to p_pre, reward units per nat; above 0."""
@@ -47,7 +47,7 @@ class Picking:
     """What is learned from measurements, and how a plate is picked by it."""
 
     surrogate: str = "auto"
-    """gp, gp_both_strands, linear or ensemble; auto is gp up to 2,000 designs, ensemble beyond."""
+    """gp, gp_both_strands, linear or ensemble; auto is gp up to 2,000 designs, ensemble beyond and for conservative."""
     c: float = 1.0
     """Weight of the epistemic std in upper and lower bounds, standard deviations; 0 or more."""
     rule: str = "greedy"
@@ -70,7 +70,7 @@ class Picking:
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What every design has to keep; see :mod:`difftilt.campaigns.constraints`."""
+    """What every design has to keep."""
 
     fix: tuple[str, ...] = ()
     """Letters held fixed, e.g. 10:ATG; the first position is 1."""

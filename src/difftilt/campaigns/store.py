@@ -145,9 +145,10 @@ class Store:
 
 
 def _url(place: str | Path) -> URL:
-    """The URL of a place; a folder means the SQLite file in it."""
+    """The URL of a place; a folder means the SQLite file in it, which may be named itself."""
     if "://" not in str(place):
-        return URL.create("sqlite", database=str(Path(place) / FILE))
+        path = Path(place)
+        return URL.create("sqlite", database=str(path if path.name == FILE else path / FILE))
     try:
         url = make_url(str(place))
     except ArgumentError:

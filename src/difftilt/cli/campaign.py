@@ -47,7 +47,7 @@ class NewFlags:
     task: str = ""
     """Required. What designs are: a task of `difftilt list`, a model folder or a Hub repository."""
     strategy: str = "random"
-    """Who proposes; docs/campaigns.md compares them."""
+    """Who proposes, a strategy of `difftilt list`; docs/strategies.md compares them."""
     batch: int = 96
     """Designs of a plate."""
     budget: int = 480

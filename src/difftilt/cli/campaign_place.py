@@ -24,10 +24,10 @@ def find(name: str) -> str | Path:
     """
     if "://" in name:
         return name
-    for folder in (ROOT / name, Path(name)):
+    for folder in (ROOT / name, Path(name), *([Path(name).parent] if Path(name).name == FILE else [])):
         if (folder / FILE).is_file():
             return folder
-    known = [path.parent.name for path in ROOT.glob(f"*/{FILE}")]
+    known = [path.parent.name for path in ROOT.glob(f"*/{FILE}") if path.is_file()]
     if not known:
         raise StateError(
             f"expected a campaign '{name}' in ./{ROOT}; got none there; begin one with `difftilt campaign new`"

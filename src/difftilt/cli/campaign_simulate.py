@@ -20,8 +20,8 @@ class SimulateFlags:
     """Flags of `difftilt campaign simulate`."""
 
     tasks: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK")]]
-    """Landscapes: tfbind8, tfbind8/FACTOR, gb1, splicing, ehrlich-8, ehrlich-32, ehrlich-64, utr-mrl, yeast-promoter;
-    tfbind8/all and ehrlich/all are several."""
+    """Landscapes: tfbind8, tfbind8/FACTOR, gb1, splicing, ehrlich-8, ehrlich-32, ehrlich-64, utr-mrl, yeast-promoter,
+    gfp, zinc-qed, emoji; tfbind8/all and ehrlich/all are several."""
     strategies: str = "all"
     """Names with commas between them, or all."""
     rounds: int = 8

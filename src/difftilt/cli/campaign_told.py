@@ -77,4 +77,5 @@ def event_lines(history: History) -> list[str]:
         events.append((when, f"{file}: {number} results, {failed} failed, {corrected} corrections"))
     gone = Counter(design.withdrawn for design in history.designs if design.withdrawn is not None)
     events += [(when, f"{number} withdrawn: {reason}") for (reason, when), number in gone.items()]
-    return [f"{when.replace('T', ' ')[:16]}  {what}" for when, what in sorted(events, key=lambda event: event[0])]
+    told = sorted(events, key=lambda event: event[0])
+    return [f"{when.replace('T', ' ')[:16]}  {what}" for when, what in told] or ["no round was proposed yet"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, find, record_of
+from difftilt.domains.sequence import SequenceTask
 from difftilt.domains.task import Designs, Task
 from difftilt.errors import ConfigError, StateError, UnsupportedError
+from difftilt.metrics.motifs import checked_motif
 from difftilt.rewards.combined import CombinedReward
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.samplers.classifier_guidance import ClassifierGuidance
@@ -38,25 +41,52 @@ class Job:
     """What is raised, infeasible where the task has limits."""
     asked: Reward
     """The same without the task's limits, for words and for the numbers that it is made of."""
-    judge: EnsembleReward | None
+    judge: Reward | None
     known: Any
     """What novelty is told by (:meth:`Task.known`), where the data are at hand."""
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the task, plain values."""
         entry, settings = self.entry, self.plan.settings
+        several = isinstance(self.judge, CombinedReward)
+        own = ", each by a judge of its own" if several else ""
         return {
             "name": entry.name,
             "domain": entry.domain,
             "summary": entry.summary,
             "data_set": settings.data.name if settings.data else entry.data_set,
             **entry.facts(self.policy),
-            "score_name": score_name(entry, settings.reward),
+            **self._in_training(),
+            "score_name": _describe(self.judge, "") if several else score_name(entry, settings.reward),
             "reward_name": _describe(self.asked, str(settings.reward)),
-            "judge_name": None if self.judge is None else _describe(self.judge, "model"),
+            "judge_name": None if self.judge is None else _describe(self.judge, "model") + own,
             "naturalness": entry.naturalness,
             "citation": record_of(entry.data_set).citation,
         }
+
+    def _in_training(self) -> dict[str, Any]:
+        """Motifs that the model's card does not know, counted in the training designs where these are at hand."""
+        if not isinstance(self.entry, SequenceTask) or not isinstance(self.known, torch.Tensor):
+            return {}
+        held_out = self.policy.card.get("held_out", {})
+        found = {name: value for name, value in self.entry.lookout.sites(self.known).items() if name not in held_out}
+        return {"in_training": found} if found else {}
+
+
+def looking_for(entry: Task, asked: Sequence[str]) -> Task:
+    """A task that counts more motifs in designs.
+
+    Raises:
+        ConfigError: one is no motif, or the designs are no nucleic acids.
+    """
+    if not asked:
+        return entry
+    if not isinstance(entry, SequenceTask) or entry.domain not in ("dna", "rna"):
+        raise ConfigError(
+            f"expected a task of DNA or RNA for --motif; got {entry.name}, of domain {entry.domain}; leave it out"
+        )
+    motifs = {motif: entry.motifs.get(motif, "") for motif in map(checked_motif, asked)}
+    return dataclasses.replace(entry, motifs={**entry.motifs, **motifs})
 
 
 def _parts(reward: Reward) -> list[Reward]:
@@ -75,7 +105,8 @@ def _describe(reward: Reward, name: str) -> str:
     metrics = reward.card.get("metrics", {})
     rows = f" on {metrics['training_rows']:,} designs" if "training_rows" in metrics else ""
     fit = f", held-out Spearman {metrics['test_spearman']:.2f}" if "test_spearman" in metrics else ""
-    return f"mean of {len(reward.members)} networks trained{rows}{fit}"
+    what = "a network" if len(reward.members) == 1 else f"mean of {len(reward.members)} networks"
+    return f"{what} trained{rows}{fit}"
 
 
 def load_job(plan: Plan) -> Job:
@@ -85,7 +116,7 @@ def load_job(plan: Plan) -> Job:
         DiffTiltError: something is missing, or does not fit together.
     """
     settings = plan.settings
-    entry = build.task(settings.task)
+    entry = looking_for(build.task(settings.task), settings.motif)
     process = settings.process or entry.process
     device = choose_device(settings.device, settings.threads)
     policy = build.load_task_policy(entry, process, settings.models).to(device)
@@ -94,8 +125,8 @@ def load_job(plan: Plan) -> Job:
     policy = hold(policy, settings.fix)
     table = None if settings.data is None else _own_table(entry, settings, policy)
     reward = build.load_reward(entry, settings.reward, settings.models, table, settings.require)
-    judge = build.load_judge(entry, settings.models)
-    for model in (*_parts(reward), judge):
+    judge = build.judge_of(entry, settings.reward, settings.models)
+    for model in (*_parts(reward), *(() if judge is None else _parts(judge))):
         if isinstance(model, EnsembleReward):
             check_fit(model, policy)
             model.to(device)

@@ -72,10 +72,13 @@ def command(argv: Sequence[str]) -> None:
     output = asked.output or Path("models") / entry.name
     parts, possible = entry.parts if asked.only is None else (asked.only,), entry.trainable(data)
     if asked.only is None and possible != parts:
-        say(f"{data.path}: no column of scores, so only the {' and '.join(possible)} is trained")
+        left = [part for part in parts if part not in possible]
+        lack = "no column of scores" if possible == (DENOISER,) else f"nothing to train the {' and '.join(left)} on"
+        say(f"{data.path}: {lack}, so only the {', '.join(possible)} {'is' if len(possible) == 1 else 'are'} trained")
         parts = possible
     elif not set(parts) <= set(possible):
-        raise DataError(f"{data.path}: expected a column 'score' for the {asked.only}; got none; add it")
+        lack = "a column 'score'" if possible == (DENOISER,) else "rows"
+        raise DataError(f"{data.path}: expected {lack} for the {asked.only}; got none; add it")
     if asked.updates is not None:
         longer = dataclasses.replace(prior, training=dataclasses.replace(prior.training, updates=asked.updates))
         entry = dataclasses.replace(entry, priors={**entry.priors, process: longer})

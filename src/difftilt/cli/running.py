@@ -15,6 +15,7 @@ from difftilt.cli.objectives import objective_facts
 from difftilt.cli.progress import Progress, say
 from difftilt.core.policy import Policy
 from difftilt.data import write_designs
+from difftilt.domains.references import KEPT as REFERENCES
 from difftilt.domains.task import Scene
 from difftilt.errors import StateError
 from difftilt.metrics.log_z import LogZ, independent_log_z, log_path_weight
@@ -198,7 +199,7 @@ def write_samples(job: Job, run: RunFolder, designs: DesignSet, log_weight: Floa
 def _card(job: Job, result: FinetuneResult) -> dict[str, Any]:
     """What the tuned model's folder says of itself."""
     settings = job.plan.settings
-    kept = ("task", "process", "score", "data", "kmer_counts", "wild_type", "most_mutations")
+    kept = ("task", "process", "score", "data", "kmer_counts", *REFERENCES, "wild_type", "most_mutations")
     before = {name: value for name, value in job.policy.card.items() if name in kept}
     return {
         "name": f"{job.entry.name} tuned by {job.plan.name}",

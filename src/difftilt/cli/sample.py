@@ -25,7 +25,7 @@ from difftilt.core.trajectory import sample_states
 from difftilt.data import Table, find, write_designs
 from difftilt.data.files import check_writable
 from difftilt.data.writers import csv_text
-from difftilt.domains.task import Task
+from difftilt.domains.task import LearnedReward, Task
 from difftilt.errors import ConfigError, StateError, nearest
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rewards.spec import bound, terms
@@ -156,7 +156,7 @@ def _from_folder(path: Path, process: str | None) -> Source:
         reward = _free_reward(entry, str(settings.reward), settings.models, settings.data, settings.require)
         if reward is None:
             reward = _bought(run)
-        return _source(_tuned(run, settings), reward, build.load_judge(entry, settings.models))
+        return _source(_tuned(run, settings), reward, build.judge_of(entry, str(settings.reward), settings.models))
     own = build.stored(path, process)
     if not any((folder / CONFIG).is_file() for folder in (path, own)):
         raise StateError(
@@ -167,7 +167,7 @@ def _from_folder(path: Path, process: str | None) -> Source:
     return _source(_load(str(path), process), models.get("reward"), models.get("judge"))
 
 
-def _source(policy: Policy, reward: Reward | None, judge: EnsembleReward | None) -> Source:
+def _source(policy: Policy, reward: Reward | None, judge: Reward | None) -> Source:
     scores = {name: model for name, model in (("reward", reward), ("judge", judge)) if model is not None}
     for model in scores.values():
         if isinstance(model, EnsembleReward):
@@ -196,7 +196,11 @@ def _free_reward(
     names = {term.name for term in terms(spec)} | {bound(text).name for text in require}
     at_hand = data is not None or find(entry.data_set) is not None
     there = {"model": build.model_folder(entry, "reward", models) is not None, "table": at_hand}
-    if not all(name in entry.rewards or there.get(name) for name in names):
+    there |= {
+        name: not isinstance(named, LearnedReward) or build.model_folder(entry, named.part, models) is not None
+        for name, named in entry.rewards.items()
+    }
+    if not all(there.get(name) for name in names):
         return None
     table = entry.read(data) if "table" in names else None
     return build.load_reward(entry, spec, models, table if isinstance(table, Table) else None, require)

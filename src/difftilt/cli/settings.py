@@ -36,6 +36,8 @@ class JobSettings:
     """Bounds that designs must meet, e.g. "sa<=3"; what misses one is infeasible."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
     """Hold letters fixed, e.g. 10:ATG; the first position is 1."""
+    motif: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IUPAC")]] = ()
+    """Count this motif in the designs too, e.g. TGAYTCA, on the strands that the task says; tasks of DNA and RNA."""
     process: str | None = None
     """Which of the task's pretrained models, by the name of its diffusion, e.g. simplex for utr-mrl; its first when not
     set."""

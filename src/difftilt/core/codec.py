@@ -43,6 +43,12 @@ class Codec(Protocol):
         ...
 
 
+def fault_of(codec: Codec, design: Any) -> str | None:
+    """Why a design that ``codec`` decoded cannot be encoded, by its ``fault``; ``None`` if it can, or it has none."""
+    fault = getattr(codec, "fault", None)
+    return None if fault is None else fault(design)
+
+
 @register("codec", "tokens")
 class TokenCodec:
     """Fixed-length strings over an alphabet, one token per letter.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from difftilt.core.gaussian_step import GaussianSteps
 from difftilt.core.policy import Policy
 from difftilt.data import find, image_names, load, names
 from difftilt.domains.task import DENOISER, FEWEST, Designs, Task, TaskData
@@ -32,8 +33,9 @@ class Pretraining:
     def run(self, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """Train the named parts; returns each one's metrics."""
         data = self.entry.split(self.data, seed=self.seed)
+        own = {part: self.entry.rows_of(part, self.data, data, seed=self.seed) for part in parts}
         for part in parts:
-            rows = len(data.prior_train) if part == DENOISER else len(getattr(data, part, data.reward))
+            rows = len(data.prior_train) if part == DENOISER else len(getattr(own[part], part, own[part].reward))
             if rows < FEWEST:
                 what = "designs" if part == DENOISER else "scored designs"
                 raise DataError(f"expected at least {FEWEST} {what} for the {part}; got {rows}; add more")
@@ -43,7 +45,7 @@ class Pretraining:
             if part == DENOISER:
                 model, metrics = self._denoiser(data)
             else:
-                model, metrics = self.entry.fit(part, data, seed=self.seed, told=self.on_event)
+                model, metrics = self.entry.fit(part, own[part], seed=self.seed, told=self.on_event)
             metrics["seconds"] = round(time.monotonic() - started, 1)
             model.card = self._card(part, metrics) | model.card
             model.save_pretrained(self.folder(part))
@@ -69,7 +71,7 @@ class Pretraining:
             "task": entry.name,
             "part": part,
             **{name: fact for name, fact in own.items() if fact is not None},
-            "score": entry.score_name,
+            "score": entry.score_of(part),
             "naturalness": entry.naturalness,
             "data": self._source(part),
             "training": {"command": self.command, "seed": self.seed, **provenance()},
@@ -92,7 +94,9 @@ class Pretraining:
     def _denoiser(self, data: TaskData) -> tuple[Policy, dict[str, Any]]:
         policy = self.entry.untrained(self.process, data, seed=self.seed)
         train, validation = data.states[data.prior_train], data.states[data.prior_validation]
-        size, unit = train[0].numel(), "nats per token" if policy.process.discrete else "per component"
+        averaged = isinstance(policy.process, GaussianSteps)  # their loss is a mean over the event, others' a sum
+        size = 1 if averaged else train[0].numel()
+        unit = "nats per token" if policy.process.discrete else "per component"
         result = pretrain(
             policy.denoiser,
             policy.process,

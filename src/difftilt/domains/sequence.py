@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from difftilt.core.registry import construct
 from difftilt.core.trajectory import sample_states
 from difftilt.data import Table, cluster_split, load, merge_repeats, random_split, read_designs, validate
 from difftilt.domains.describing import describe_sequences
+from difftilt.domains.references import Lookout, SecondReference
 from difftilt.domains.task import DENOISER, FEWEST, MASKED, Designs, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.metrics import sequences
@@ -41,6 +42,11 @@ def every_row(table: Table) -> np.ndarray:
     return np.ones(len(table), dtype=bool)
 
 
+def no_family(table: Table) -> None:
+    """Nothing is known beyond the sequences."""
+    return
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceTask(Task):
     """A named problem over fixed-length sequences."""
@@ -55,8 +61,12 @@ class SequenceTask(Task):
     """Rows, of those used, that p_pre learns."""
     cluster_distance: int | None = 3
     """Sequences within this Hamming distance never fall in different parts; ``None`` splits rows at random."""
+    family: Callable[[Table], Sequence[str] | None] = no_family
+    """Name of each row's family, e.g. a sequence and mutants of it, which stay together; ``None`` where unknown."""
     judge_set: str | None = None
     """A replicate measurement that judges a table reward."""
+    floor: float | None = None
+    """Scores below count as this in reward and judge: the limit of detection; ``None`` where there is none."""
     reward: Mapping[str, Any] = field(default_factory=lambda: {"type": "conv"})
     """Regressor of the reward."""
     reward_training: RegressConfig = field(default_factory=RegressConfig)
@@ -65,6 +75,14 @@ class SequenceTask(Task):
     """Regressor of the judge."""
     judge_training: RegressConfig = field(default_factory=lambda: RegressConfig(seed=1))
     """How it is trained."""
+    motifs: Mapping[str, str] = field(default_factory=dict)
+    """Motifs that are counted in designs, IUPAC codes, each with what binds it (empty: not said)."""
+    both_strands: bool = False
+    """Whether motifs and words of designs are those of both strands."""
+    words: tuple[int, ...] = ()
+    """Lengths of the words that are compared with those of the data, and of :attr:`second_reference`; 3 to 8."""
+    second_reference: SecondReference | None = None
+    """Other sequences whose words designs are compared with."""
 
     parts: ClassVar[tuple[str, ...]] = (DENOISER, "reward", "judge")
 
@@ -84,7 +102,7 @@ class SequenceTask(Task):
             readable = np.array([set(design.upper()) <= set(letters) for design in table.sequences])
             table = replace(table.take(readable), skipped=int((~readable).sum()))
         read = validate(table.sequences, letters, path=path, lines=table.lines)
-        table = merge_repeats(replace(table, sequences=read))
+        table = self.merged(replace(table, sequences=read))
         if len(table) < FEWEST:
             raise DataError(f"{path}: expected at least {FEWEST} designs; got {len(table)}; add more")
         if table.score_column is not None and np.isnan(table.scores).all():
@@ -92,6 +110,10 @@ class SequenceTask(Task):
                 f"{path}: expected numbers in the column '{table.score_column}'; got none; fill it, or leave it out"
             )
         return table
+
+    def merged(self, table: Table) -> Table:
+        """One row per design of one's own table."""
+        return merge_repeats(table)
 
     def split(self, data: Designs, *, seed: int = 0) -> TaskData:
         """10 % test, the rest halved between reward and judge; p_pre learns from both halves.
@@ -101,11 +123,16 @@ class SequenceTask(Task):
             seed: of the split.
         """
         table = _table(data)
-        table = table.take(self.rows(table))
+        used = table.take(self.rows(table))
+        if not len(used):
+            raise DataError(f"{table.path}: expected rows that {self.name} uses; got none of {len(table)}; add some")
+        table = used
         codec = self.codec(len(table.sequences[0]))
         tokens = codec.encode(table.sequences)
         test, reward, judge = self.shares(table.sequences, (0.1, 0.45, 0.45), seed)
-        prior = self.prior_rows(table)
+        prior, family = self.prior_rows(table), self.family(table)
+        if family is not None:
+            test, reward, judge = _together(family, prior, (test, reward, judge))
         rest = np.concatenate([reward, judge])
         rest = rest[prior[rest]]
         train, validation = self.shares([table.sequences[i] for i in rest], (0.93, 0.07), seed)
@@ -133,7 +160,10 @@ class SequenceTask(Task):
     def split_note(self) -> str:
         """How rows are split."""
         distance = self.cluster_distance
-        return f"by cluster: no test row within {distance} mutations of a training row" if distance else "at random"
+        kin = "" if self.family is no_family else "; mutants stay with what they were made of"
+        return (
+            f"by cluster: no test row within {distance} mutations of a training row{kin}" if distance else "at random"
+        )
 
     def trainable(self, data: Designs) -> tuple[str, ...]:
         """The denoiser alone where there are no scores."""
@@ -160,14 +190,21 @@ class SequenceTask(Task):
         codec = self.codec(length, process)
         event = tuple(codec.encode(data.codec.decode(data.states[:1])).shape[1:])
         made: Process = construct("process", {"type": process, "vocabulary": letters})
-        words = sequences.kmer_counts(data.states[data.prior_train], 3, letters).long().tolist()
-        return Policy(denoiser, made, codec, event, steps=prior.steps, card={"kmer_counts": words})
+        train, test = data.states[data.prior_train], data.states[data.prior_test]
+        card: dict[str, Any] = {"kmer_counts": sequences.kmer_counts(train, 3, letters).long().tolist()}
+        if self.motifs or self.words:
+            card |= self.lookout.card(
+                train, test, self.second_reference, lambda rows: self.codec(len(rows[0])).encode(rows)
+            )
+        return Policy(denoiser, made, codec, event, steps=prior.steps, card=card)
 
     def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
         """The bound beside Markov models, and letters and words of samples beside those of held-out designs."""
-        train, test = data.states[data.prior_train], data.states[data.prior_test]
+        train, validation, test = (
+            data.states[rows] for rows in (data.prior_train, data.prior_validation, data.prior_test)
+        )
         return {
-            **_against_markov(policy.denoiser, policy.process, train, test, seed),
+            **_against_markov(policy.denoiser, policy.process, train, validation, test, seed),
             **_likeness(policy, train, test, seed),
         }
 
@@ -182,6 +219,8 @@ class SequenceTask(Task):
             data = self.split(load(self.judge_set), seed=seed)
         assert isinstance(data.codec, TokenCodec)
         rows, tokens, scores, test = getattr(data, part), data.states, data.scores, data.test
+        if self.floor is not None:
+            scores = scores.clamp(min=self.floor)
         mean, scale = scores[rows].mean().item(), scores[rows].std().item()
         spec = {**chosen, "vocabulary": data.codec.vocabulary, "length": data.codec.length}
         members = train_members(
@@ -210,12 +249,37 @@ class SequenceTask(Task):
     # --- what people look at -------------------------------------------------------------------------------------
 
     def describe(self, policy: Policy, known: Any) -> Describe:
-        """Uniqueness, diversity, novelty, words, and letters by position for logos."""
-        return describe_sequences(policy, known)
+        """Uniqueness, diversity, novelty, words, motifs, and letters by position for logos."""
+        common, codec = describe_sequences(policy, known), policy.codec
+        assert isinstance(codec, TokenCodec)
+        if not self.motifs and not self.words:
+            return common
+        lookout = self.lookout
+        return lambda x_0: {**common(x_0), **lookout.describe(policy.card, codec.tokens(x_0).cpu())}
+
+    @property
+    def lookout(self) -> Lookout:
+        """What is looked for in designs."""
+        return Lookout(alphabet=self.alphabet, motifs=self.motifs, words=self.words, both_strands=self.both_strands)
 
     def facts(self, policy: Policy) -> dict[str, Any]:
-        """Letters and length."""
-        return {"alphabet": self.alphabet, "length": policy.event_shape[0]}
+        """Letters and length; motifs, and what held-out designs have of them."""
+        facts: dict[str, Any] = {"alphabet": self.alphabet, "length": policy.event_shape[0]}
+        if self.motifs:
+            facts["motifs"] = dict(self.motifs)
+        return facts | {name: policy.card[name] for name in ("second_reference", "held_out") if name in policy.card}
+
+
+def _together(family: Sequence[str], lead: np.ndarray, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Parts in which each family is where its first row of ``lead`` is, or its first row if none is of ``lead``."""
+    part = np.full(len(family), -1)
+    for i, rows in enumerate(parts):
+        part[rows] = i
+    home: dict[str, int] = {}
+    for row in [*np.flatnonzero(lead).tolist(), *np.flatnonzero(~lead).tolist()]:
+        home.setdefault(family[row], int(part[row]))
+    moved = np.array([home[name] for name in family])
+    return [np.flatnonzero(moved == i) for i in range(len(parts))]
 
 
 def _table(data: Designs) -> Table:
@@ -224,22 +288,36 @@ def _table(data: Designs) -> Table:
 
 
 def _against_markov(
-    denoiser: nn.Module, process: Process, train: Int[Tensor, "N L"], test: Int[Tensor, "M L"], seed: int
+    denoiser: nn.Module,
+    process: Process,
+    train: Int[Tensor, "N L"],
+    validation: Int[Tensor, "P L"],
+    test: Int[Tensor, "M L"],
+    seed: int,
 ) -> dict[str, float]:
-    """The bound on held-out designs beside Markov models of several orders, nats per token, with standard errors."""
+    """The bound on held-out designs beside Markov models, nats per token, with standard errors.
+
+    Of orders 2, 3 and 5 as they are, and the one whose order and smoothing do best on the validation designs.
+    """
     length, rng = test.shape[1], torch.Generator().manual_seed(seed)
     bounds = denoising_bounds(denoiser, process, test, rng, draws=32) / length
     metrics = {
         "test_bound_nats_per_token": round(bounds.mean().item(), 5),
         "test_bound_error": round((bounds.std() / len(bounds) ** 0.5).item(), 5),
     }
-    orders = [order for order in (2, 3, 5) if process.vocabulary ** (order + 1) <= LARGEST_TABLE]
-    for order in orders:
-        markov = sequences.MarkovModel(train, order, process.vocabulary).log_prob(test) / length
-        metrics[f"markov_{order}_nats_per_token"] = round(-markov.mean().item(), 5)
+    letters = process.vocabulary
+    orders = [order for order in range(1, 8) if letters ** (order + 1) <= LARGEST_TABLE]
+    models = {f"markov_{o}": sequences.MarkovModel(train, o, letters) for o in (2, 3, 5) if o in orders}
+    if orders and len(validation):
+        best = sequences.best_markov(train, validation, letters, orders)
+        models["best_markov"] = best
+        metrics |= {"best_markov_order": best.order, "best_markov_smoothing": best.smoothing}
+    for name, model in models.items():
+        markov = model.log_prob(test) / length
+        metrics[f"{name}_nats_per_token"] = round(-markov.mean().item(), 5)
         better = bounds.cpu() + markov  # negative where the denoiser is the better model
-        metrics[f"advantage_over_markov_{order}"] = round(-better.mean().item(), 5)
-        metrics[f"advantage_over_markov_{order}_error"] = round((better.std() / len(better) ** 0.5).item(), 5)
+        metrics[f"advantage_over_{name}"] = round(-better.mean().item(), 5)
+        metrics[f"advantage_over_{name}_error"] = round((better.std() / len(better) ** 0.5).item(), 5)
     return metrics
 
 

@@ -65,10 +65,26 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedReward:
-    """A reward of a task that needs no file."""
+    """A reward of a task that is not the learned ensemble, nor the measured table."""
 
-    make: Callable[[], Reward]
-    """The reward."""
+    make: Callable[..., Reward]
+    """The reward: ``make()``, or ``make(folder)`` of the model that :attr:`part` names."""
+    summary: str
+    """One line."""
+    score_name: str
+    """What it is, with its unit."""
+    part: str | None = None
+    """The one of the task's models that it reads; it needs no file when not set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedReward:
+    """A reward of a task that was learned from measurements, with the judge that was learned from others of them."""
+
+    part: str
+    """Folder of the reward among the task's models."""
+    judge: str
+    """Folder of its judge."""
     summary: str
     """One line."""
     score_name: str
@@ -150,7 +166,7 @@ class Task(ABC):
     """What likelihood under p_pre does and does not mean here."""
     priors: Mapping[str, Prior] = field(default_factory=lambda: {MASKED: Prior()})
     """Every p_pre it has, by process; the first is meant where none is named."""
-    rewards: Mapping[str, NamedReward] = field(default_factory=dict)
+    rewards: Mapping[str, NamedReward | LearnedReward] = field(default_factory=dict)
     """Rewards by name, beside ``model`` (learned) and ``table`` (measured)."""
     default_reward: str = "model"
     """``"model"``, ``"table"``, or a name in :attr:`rewards`."""
@@ -179,6 +195,14 @@ class Task(ABC):
     @abstractmethod
     def split(self, data: Designs, *, seed: int = 0) -> TaskData:
         """States and who may see which; 10 % are for tests where nothing else is said."""
+
+    def rows_of(self, part: str, data: Designs, split: TaskData, *, seed: int) -> TaskData:
+        """What ``part`` is trained and tested on: the rows of ``split``, this task's split of ``data`` by ``seed``."""
+        return split
+
+    def score_of(self, part: str) -> str:
+        """What a reward or judge predicts, with its unit."""
+        return self.score_name
 
     @property
     def split_note(self) -> str:

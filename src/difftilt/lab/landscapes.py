@@ -11,6 +11,9 @@ name                         oracle                                             
 ``ehrlich-64``               32 letters, 2 motifs of 4, q = 2                       32^64    the worse half of 200
 ``utr-mrl``                  the task's reward model                                4^50     the task's
 ``yeast-promoter``           the task's reward model                                4^80     the task's
+``gfp``                      the task's reward model; more than 8 mutations: none   20^237   the task's
+``zinc-qed``                 QED                                                    words    the task's
+``emoji``                    minus the kilobytes as a JPEG                          pixels   the task's
 ============================ ====================================================== ======== =========================
 
 (1) is the Markov law of :mod:`~difftilt.problems.markov`; designs that were not measured are infeasible. ``alpha`` is
@@ -40,6 +43,8 @@ EHRLICH = {
     "ehrlich-32": EhrlichSettings(),
     "ehrlich-64": EhrlichSettings(length=64, motifs=2, quantisation=2),
 }
+OF_TASKS = {"utr-mrl": 0.1, "yeast-promoter": 0.5, "gfp": 0.03, "zinc-qed": 0.02, "emoji": 0.05}
+"""Reward units per nat, of tasks whose own reward is the oracle."""
 SEEN = 200
 """Allowed designs of an Ehrlich function, of which p_pre learns the worse half."""
 BINDING = tuple(name for name in SETS if name.startswith("tfbind8/"))
@@ -89,10 +94,11 @@ def ehrlich(name: str, settings: EhrlichSettings, *, alpha: float = 0.05) -> Lan
     return Landscape(name, prior, oracle, alpha, table)
 
 
-def _of_models(name: str, *, alpha: float) -> Landscape:
-    """A task whose oracle is its reward model."""
+def of_task(name: str, *, alpha: float) -> Landscape:
+    """A task with a shipped p_pre; the oracle is its own reward, without noise."""
     entry = build.task(name)
-    return Landscape(name, build.load_task_policy(entry), build.load_reward(entry, "model"), alpha)
+    policy = build.load_task_policy(entry)
+    return Landscape(name, policy, entry.limited(build.load_reward(entry, None), policy), alpha)
 
 
 MAKERS: dict[str, Callable[[], Landscape]] = {
@@ -100,8 +106,7 @@ MAKERS: dict[str, Callable[[], Landscape]] = {
     "gb1": functools.partial(measured, "gb1", lambda score: (score > 0.01) & (score <= 1), alpha=0.5),
     "splicing": functools.partial(measured, "splicing", worse_half, alpha=0.2),
     **{name: functools.partial(ehrlich, name, settings) for name, settings in EHRLICH.items()},
-    "utr-mrl": functools.partial(_of_models, "utr-mrl", alpha=0.1),
-    "yeast-promoter": functools.partial(_of_models, "yeast-promoter", alpha=0.5),
+    **{name: functools.partial(of_task, name, alpha=alpha) for name, alpha in OF_TASKS.items()},
 }
 
 

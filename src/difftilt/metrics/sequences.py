@@ -3,6 +3,7 @@ r"""Naturalness, diversity and novelty of equal-length token sequences ``[N, L]`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -25,7 +26,7 @@ class MarkovModel:
     """
 
     def __init__(self, tokens: Int[Tensor, "N L"], order: int, vocabulary: int, smoothing: float = 20.0) -> None:
-        self.order, self.vocabulary = order, vocabulary
+        self.order, self.vocabulary, self.smoothing = order, vocabulary, smoothing
         self.tables: list[Float[Tensor, "contexts V"]] = []
         below = torch.full((1, vocabulary), 1 / vocabulary, dtype=torch.float64)
         for n in range(order + 1):
@@ -42,6 +43,26 @@ class MarkovModel:
             context = _kmer_index(tokens[:, i - n : i], self.vocabulary)
             total += self.tables[n][context, tokens[:, i]]
         return total
+
+
+def best_markov(
+    train: Int[Tensor, "N L"],
+    validation: Int[Tensor, "M L"],
+    vocabulary: int,
+    orders: Sequence[int],
+    smoothings: Sequence[float] = (1.0, 5.0, 20.0, 100.0, 300.0, 1000.0),
+) -> MarkovModel:
+    """The Markov model of ``train`` whose order and smoothing make ``validation`` likeliest: the fairest yardstick.
+
+    Args:
+        train: training sequences.
+        validation: sequences that choose.
+        vocabulary: letters ``V``.
+        orders: context lengths to choose from.
+        smoothings: strengths of the back-off to choose from.
+    """
+    models = (MarkovModel(train, order, vocabulary, smoothing) for order in orders for smoothing in smoothings)
+    return max(models, key=lambda model: model.log_prob(validation).mean().item())
 
 
 def _kmer_index(window: Int[Tensor, "N k"], vocabulary: int) -> Int[Tensor, " N"]:

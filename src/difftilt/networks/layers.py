@@ -66,16 +66,17 @@ class AttentionBlock(nn.Module):
     Args:
         width: model width.
         heads: attention heads.
+        causal: whether a position sees itself and those before it alone.
 
     Raises:
         ConfigError: ``width`` is not a multiple of ``heads``.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
         if width % heads:
             raise ConfigError(f"expected a width that is a multiple of {heads} heads; got {width}; change one of them")
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norm, self.dense_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.read, self.write = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -83,6 +84,6 @@ class AttentionBlock(nn.Module):
     def forward(self, h: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Same shape as the input."""
         query, key, value = self.read(self.norm(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(query, key, value)
+        heads = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         h = h + self.write(heads.transpose(1, 2).flatten(2))
         return h + self.dense(self.dense_norm(h))

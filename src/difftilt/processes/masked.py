@@ -28,6 +28,7 @@ position is shown with probability :math:`1 - u_s^i / u_t^i`, or of the ``m`` ma
 runs, each with its own fraction. One run with the window (0, 1) is the process above. Tokens shown in one step are
 independent, so the times of a chain include every end of a window (:meth:`Masked.grid`), lest a run begins in the step
 in which another ends. The bound's weight is :math:`1 / (t - a_i)` for masked positions within their window, else 0.
+With runs of one position, one window after the other (:func:`in_order`), positions are shown from left to right.
 
 References:
     Austin et al. 2021 (D3PM, absorbing kernel), https://arxiv.org/abs/2107.03006;
@@ -83,6 +84,13 @@ class Masked(Process):
     def mask(self) -> int:
         """The mask token."""
         return self.vocabulary
+
+    @property
+    def in_order(self) -> bool:
+        """Whether positions are shown one at a time, from left to right."""
+        stages = self.stages or []
+        after = all(low >= high for (_, _, low), (_, high, _) in itertools.pairwise(stages))
+        return bool(stages) and after and all(count == 1 for count, _, _ in stages)
 
     def grid(self, steps: int | Sequence[int]) -> Float[Tensor, " K1"]:
         """Times of a chain of ``steps``, the ends of all windows among them.
@@ -186,6 +194,12 @@ class Masked(Process):
                 f"expected states of {ends[-1]} positions, as the stages have; got {x.shape[1]}; correct the stages"
             )
         return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
+def in_order(length: int) -> list[tuple[int, float, float]]:
+    """Stages of one position each, as wide as each other, from left to right."""
+    ends = [1 - place / length for place in range(length + 1)]
+    return [(1, high, low) for high, low in itertools.pairwise(ends)]
 
 
 def _checked(stage: Sequence[float]) -> tuple[int, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from difftilt.data.files import replacing
 from difftilt.errors import ConfigError
@@ -17,6 +17,7 @@ from .figures import Figure
 from .objectives import between_runs
 from .page import render
 from .rounding import Estimate, finite
+from .tables import naturalness
 
 
 def comparison_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
@@ -45,6 +46,7 @@ def compare(runs: Sequence[RunFolder]) -> str:
     of_task = {task: [run for run in facts if run.task == task] for task in tasks}
     figures = [(task, figure) for task, runs_of in of_task.items() if (figure := _figure(runs_of))]
     several = [(task, figure) for task, runs_of in of_task.items() if (figure := between_runs(runs_of))]
+    looks = [(task, runs_of, likeness(runs_of)) for task, runs_of in of_task.items()]
     return render(
         "comparison.html.j2",
         title=f"{len(facts)} runs compared",
@@ -52,6 +54,7 @@ def compare(runs: Sequence[RunFolder]) -> str:
         rewards=list(dict.fromkeys(run.reward_name for run in facts)),
         figures=figures,
         several=several,
+        looks=[look for look in looks if look[2]],
         rows=[(_row(run), run) for run in facts],
         places=min(map(sentences.score_places, facts)),
         spent=sentences.spent,
@@ -93,6 +96,35 @@ def _row(facts: RunFacts) -> dict[str, Any]:
         "oracle_calls": finite(facts.cost("oracle_calls")),
         "seconds": finite(facts.cost("seconds")),
     }
+
+
+class Likeness(NamedTuple):
+    """How designs look in one property: of the pretrained model, and of each run."""
+
+    label: str
+    note: str
+    pretrained: tuple[str, float | None]
+    """Text, and the number behind it."""
+    runs: list[tuple[str, float | None]]
+
+
+def likeness(runs: Sequence[RunFacts]) -> list[Likeness]:
+    """Properties of the designs of runs of one task; that of the pretrained model is of the first run that has it."""
+    tables = [{row.label: row for row in naturalness(run)} for run in runs]
+    rows = []
+    for label in dict.fromkeys(label for table in tables for label in table):
+        found = [table.get(label) for table in tables]
+        first = next(row for row in found if row is not None)
+        pretrained = next((row for row in found if row is not None and row.before is not None), first)
+        rows.append(
+            Likeness(
+                label,
+                first.note,
+                (pretrained.shown[0], None if pretrained.before is None else pretrained.before.mean),
+                [("–", None) if row is None or row.after is None else (row.shown[1], row.after.mean) for row in found],
+            )
+        )
+    return rows
 
 
 def _verdict(facts: RunFacts) -> str:

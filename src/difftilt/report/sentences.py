@@ -14,6 +14,8 @@ from .rounding import Estimate, decimals, finite, fixed, given, share, significa
 Z95 = 1.96
 FEW_EFFECTIVE = 0.1
 """Share of equal designs below which weights are too uneven to trust."""
+FEW_DISTINCT = 0.95
+"""Share of distinct designs below which a policy repeats itself."""
 
 
 class Notice(NamedTuple):
@@ -238,12 +240,28 @@ def _designs(facts: RunFacts) -> list[Notice]:
     found = []
     drawn = facts.number("after", "distinct_drawn")  # repeats made by weights are no collapse
     unique = facts.number("after", "unique_fraction") if drawn is None else drawn
-    if unique is not None and unique < 0.95:
-        advice = "stop earlier" if facts.sampler is None else "draw more and keep fewer"
+    advice = "stop earlier" if facts.sampler is None else "draw more and keep fewer"
+    who = "policy" if facts.sampler is None else "sampler"
+    if unique is not None and unique < FEW_DISTINCT:
         text = f"Only {share(unique)} of the {facts.done} designs are distinct. Raise alpha, or {advice}."
-        found.append(Notice("warn", f"The {'policy' if facts.sampler is None else 'sampler'} repeats itself.", text))
+        found.append(Notice("warn", f"The {who} repeats itself.", text))
+    apart = _apart(facts, "after")
+    if apart is not None and apart < FEW_DISTINCT:
+        before = _apart(facts, "before")
+        was = "" if before is None else f", against {share(before)} of the pretrained ones"
+        text = (
+            f"Of the distinct {facts.done} designs {share(apart)} are left when each that nearly equals one kept "
+            f"before it is dropped{was}. Raise alpha, or {advice}."
+        )
+        found.append(Notice("warn", f"The {who} nearly repeats itself.", text))
     feasible = facts.number("after", "feasible_fraction")
     if feasible is not None and feasible < 0.95:
         text = f"{share(1 - feasible)} of the {facts.done} designs have no reward; means are over those that have one."
         found.append(Notice("note", "Infeasible designs.", text))
     return found
+
+
+def _apart(facts: RunFacts, when: str) -> float | None:
+    """Share of the *distinct* designs, so that repeats made by weights do not count, without near-duplicates."""
+    left, unique = (facts.number(when, name) for name in ("without_near_duplicates", "unique_fraction"))
+    return None if left is None or not unique else left / unique

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,10 @@ from .sentences import gain, plus_minus, spent
 
 TOP = 50
 METHOD_TABLES = ("settings", "algorithm", "sampler")
+WORDS = re.compile(r"kmer(\d+)_distance(_second)?")
+"""Keys of distances between word spectra."""
+REFERENCES = (("held_out", "held-out designs"), ("in_training", "training designs"))
+"""Tables of the task with the same numbers of other designs, and whose they are."""
 KNOWN = ("reward", "judge", "position_frequencies")
 
 
@@ -141,7 +146,7 @@ def log_z_rows(facts: RunFacts) -> list[tuple[str, float | None, str]]:
 def naturalness(facts: RunFacts) -> list[Comparison]:
     """How the designs look before and after: known properties first, then whatever else the domain stored."""
     three = partial(fixed, places=3)
-    named = [
+    named: list[tuple[str, str, str, Callable[[float | None], str]]] = [
         ("unique_fraction", "Distinct designs", "share of all designs", share),
         ("distinct_drawn", "Distinct before weighting", "share of the designs as drawn, each once", share),
         ("diversity", "Diversity", "letters in which two designs differ, share of positions", significant),
@@ -162,9 +167,13 @@ def naturalness(facts: RunFacts) -> list[Comparison]:
     keys = {key for key, *_ in named} | set(KNOWN)
     stored = [table for when in ("before", "after") if isinstance(table := facts.get(when), Mapping)]
     rest = [key for table in stored for key in table if key not in keys]
-    named += [(key, key.replace("_", " "), "", significant) for key in dict.fromkeys(rest)]
+    named += [(key, *_named(key, facts), three if WORDS.fullmatch(key) else significant) for key in dict.fromkeys(rest)]
+    references = [(facts.table("task").get(name), what) for name, what in REFERENCES]
     rows = []
     for key, label, note, text in named:
+        for table, what in references:
+            if isinstance(table, Mapping) and (value := finite(table.get(key))) is not None:
+                note = "; ".join(filter(None, [note, f"{what} {text(value)}"]))
         before, after = (estimate(facts.get(when, key)) for when in ("before", "after"))
         if before is not None or after is not None:
             halves = [value.half_width for value in (before, after) if value is not None]
@@ -174,6 +183,20 @@ def naturalness(facts: RunFacts) -> list[Comparison]:
             shown = tuple(text(None if value is None else value.mean) for value in (before, after))
             rows.append(Comparison(label, note, before, after, (shown[0], shown[1]), places))
     return rows
+
+
+def _named(key: str, facts: RunFacts) -> tuple[str, str]:
+    """Label and note of a number that a domain stored."""
+    task, words = facts.table("task"), WORDS.fullmatch(key)
+    if words is not None:
+        of = f"of {task.get('second_reference') or 'a second reference'}" if words[2] else "of the training data"
+        return f"{words[1]}-letter words", f"Jensen-Shannon distance to those {of}, 0 to 1"
+    if key.startswith("sites_"):
+        motif = key.removeprefix("sites_")
+        known = task.get("motifs")
+        binds = str(known.get(motif) or "") if isinstance(known, Mapping) else ""
+        return f"Sites {motif}", "; ".join(filter(None, [binds, "mean number in a design"]))
+    return key.replace("_", " "), ""
 
 
 def top_designs(facts: RunFacts) -> tuple[list[dict[str, Any]], int]:

@@ -10,7 +10,7 @@ molecule, not of how its SMILES is written.
   changed, -10 (hard) to -1 (easy).
 - :class:`SimilarityReward`: Tanimoto similarity to one molecule.
 - :class:`SubstructureReward`: does a SMARTS pattern match?
-- :class:`Objectives`: weighted mean, or geometric mean of desirabilities, of several of these.
+- :class:`Objectives`: the weighted geometric mean of several desirabilities (sums: :mod:`~.combined`).
 
 All of them are plain values (names and numbers), so that worker processes can make their own (:mod:`~.pool`).
 """
@@ -27,7 +27,7 @@ import torch
 
 from difftilt.core.molecules import chemistry, contributed, read_molecule
 from difftilt.errors import ConfigError, nearest
-from difftilt.rewards.desirability import Desirability, geometric_mean, weighted_mean
+from difftilt.rewards.desirability import Desirability, geometric_mean
 from difftilt.types import Float, Tensor
 
 
@@ -203,21 +203,18 @@ class SubstructureReward(_MoleculeReward):
 
 @dataclass(frozen=True)
 class Objectives(_MoleculeReward):
-    """Several rewards as one; infeasible as soon as one of them is.
+    """The weighted geometric mean of several desirabilities; infeasible as soon as one of them is.
 
     Args:
-        terms: the rewards.
+        terms: the rewards; their numbers must not be negative.
         weights: of the terms, positive; alike where not given.
-        how: ``"mean"``, the weighted mean of whatever numbers they are, or ``"product"``, the weighted geometric mean
-            of desirabilities, which must not be negative.
 
     Raises:
-        ConfigError: no terms, weights that do not fit, or an unknown ``how``.
+        ConfigError: no terms, or weights that do not fit.
     """
 
     terms: tuple[Term, ...]
     weights: tuple[float, ...] = field(default=())
-    how: str = "product"
 
     def __post_init__(self) -> None:
         if not self.terms or len(self.weights) not in (0, len(self.terms)):
@@ -227,22 +224,17 @@ class Objectives(_MoleculeReward):
             )
         if not all(0 < weight < math.inf for weight in self.weights):
             raise ConfigError(f"expected positive weights; got {self.weights}; leave out what should not count")
-        if self.how not in ("mean", "product"):
-            raise nearest(self.how, ("mean", "product"), what="way to put objectives together")
 
     def of(self, molecule: Any) -> float:
         """The mean of the terms.
 
         Raises:
-            ValueError: a product with a negative term.
+            ValueError: a negative term.
         """
         values = [term.of(molecule) for term in self.terms]
-        weights = self.weights or (1.0,) * len(values)
-        if self.how == "mean":
-            return weighted_mean(values, weights)
         if any(value < 0 for value in values):
             raise ValueError(f"expected desirabilities from 0 on; got {min(values)}; give that term a curve")
-        return geometric_mean(values, weights)
+        return geometric_mean(values, self.weights or (1.0,) * len(values))
 
     def unmet(self, molecule: Any) -> str:
         """What the first term that is not met says."""

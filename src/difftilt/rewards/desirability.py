@@ -8,7 +8,7 @@ One curve serves all three of Derringer and Suich's cases, a trapezoid with the 
 - *larger is better*: ``c = d = inf``;  *smaller is better*: ``a = b = -inf``;  *a window*: all four finite.
 - ``a = b``, or ``c = d``: a step, and the value on the step itself is 1.
 
-Several properties are put together as a weighted mean, or as the weighted geometric mean
+Several properties are put together as the weighted geometric mean
 
 .. math:: D = \Big( \prod_i d_i^{w_i} \Big)^{1 / \sum_i w_i},                                              \qquad (2)
 
@@ -75,15 +75,11 @@ def window(low: float, high: float, margin: float = 0.0, shape: float = 1.0) -> 
     return Desirability((low - margin, low, high, high + margin), shape)
 
 
-def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The weighted arithmetic mean; NaN if one of the values is."""
-    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
-
 def geometric_mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """The weighted geometric mean (2) of values from 0 on; NaN if one of them is."""
     if any(math.isnan(value) for value in values):
         return math.nan
     if any(value <= 0 for value in values):
         return 0.0
-    return math.exp(weighted_mean([math.log(value) for value in values], weights))
+    logs = [w * math.log(value) for w, value in zip(weights, values, strict=True)]
+    return math.exp(sum(logs) / sum(weights))

@@ -2,6 +2,11 @@ r"""Pretraining: fit a denoiser to data by the process's own denoising loss, wit
 
 For masked diffusion the validation loss is a bound on :math:`-\log p(x_0)`: it is compared, in nats per token, with
 position-free Markov models on the same held-out designs.
+
+**In order.** Where a causal network shows positions one at a time, one call on the finished design gives the laws of
+all its steps, and :math:`-\log p(x_0)` exactly ((1) of :mod:`difftilt.networks.causal`). It is trained by that sum on
+half of the examples. Of the others a random rest is hidden and asked for too, so that the network can say what comes
+later from a beginning; that half takes the same sum, whose hidden terms are no part of the likelihood.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from difftilt.core.process import Process
@@ -70,7 +76,8 @@ def denoising_bounds(
 ) -> Float[Tensor, " N"]:
     r"""Denoising loss of each design, float64, times stratified over (0, 1].
 
-    For masked diffusion this is an unbiased estimate of an upper bound on :math:`-\log p(x_0)`, nats.
+    For masked diffusion this is an unbiased estimate of an upper bound on :math:`-\log p(x_0)`, nats; of a causal
+    network in order it is that number itself.
 
     Args:
         denoiser: the network, used as it is (put it in eval mode).
@@ -80,6 +87,10 @@ def denoising_bounds(
         draws: times per design.
         batch: designs per network call.
     """
+    if _at_once(denoiser, process):
+        t = x_0.new_zeros(batch, dtype=torch.float64)
+        parts = x_0.split(batch)
+        return torch.cat([_of_all_steps(denoiser(part, t[: len(part)], None), part).double() for part in parts])
     losses = []
     for part in x_0.split(batch):
         total = torch.zeros(part.shape[0], dtype=torch.float64, device=part.device)
@@ -90,6 +101,26 @@ def denoising_bounds(
             total += process.denoising_loss(denoiser(x_t, t, None), part, x_t, t).double()
         losses.append(total / draws)
     return torch.cat(losses)
+
+
+def _at_once(denoiser: nn.Module, process: Process) -> bool:
+    """Whether one call on a finished design gives the laws of all steps."""
+    return getattr(denoiser, "causal", False) and getattr(process, "in_order", False)
+
+
+def _of_all_steps(logits: Float[Tensor, "B L V"], x_0: Tensor) -> Float[Tensor, " B"]:
+    """Equation (1) of :mod:`difftilt.networks.causal`, nats."""
+    return F.cross_entropy(logits.transpose(1, 2), x_0.long(), reduction="none").sum(-1)
+
+
+def _training_loss(
+    denoiser: nn.Module, process: Process, x_0: Tensor, x_t: Tensor, t: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """The process's loss; of a causal network in order see the module."""
+    if not _at_once(denoiser, process):
+        return process.denoising_loss(denoiser(x_t, t, None), x_0, x_t, t)
+    whole = torch.arange(len(x_0), device=x_0.device)[:, None] % 2 == 0
+    return _of_all_steps(denoiser(torch.where(whole, x_0.long(), x_t), t, None), x_0)
 
 
 def pretrain(
@@ -149,8 +180,7 @@ def pretrain(
         x_t = process.corrupt(train[rows], t, rng)
         seed = torch.randint(2**62, (), generator=streams("dropout"), device=device).item()
         with seeded_initialisation(int(seed)):  # dropout takes no generator; its masks must be the same after a resume
-            prediction = denoiser(x_t, t, None)
-        loss = process.denoising_loss(prediction, train[rows], x_t, t).mean()
+            loss = _training_loss(denoiser, process, train[rows], x_t, t).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0 * train[0].numel() ** 0.5)

@@ -1,7 +1,7 @@
-r"""Training of learned rewards and judges: ensembles of regressors on measured designs.
+r"""Training of learned rewards and judges: ensembles of regressors on measured designs, and classifiers.
 
-Each member minimises squared error on standardised scores, from its own seed, holding out its own tenth of the rows for
-early stopping; the ensemble's mean is the reward.
+Each member minimises its loss, by default squared error on standardised scores, from its own seed, holding out its own
+tenth of the rows for early stopping; the ensemble's mean is the reward.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from difftilt.core.stats import spearman
 from difftilt.errors import DataError
 from difftilt.rng import Streams, seeded_initialisation
 from difftilt.training.pretrain import learning_rate_factor
-from difftilt.types import Float, Tensor
+from difftilt.types import Float, Int, Tensor
+
+Loss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
+"""Of the outputs of some rows and their labels, a mean."""
+Seen = Callable[[Tensor, torch.Generator], Tensor]
+"""Rows as training sees them: moved, mirrored and the like."""
+
+
+def as_they_are(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Rows unchanged."""
+    return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +71,23 @@ def measure_fit(prediction: Float[Tensor, " N"], measured: Float[Tensor, " N"]) 
 def train_members(
     make: Callable[[], nn.Module],
     x: Tensor,
-    y: Float[Tensor, " N"],
+    y: Float[Tensor, " N"] | Int[Tensor, " N"],
     config: RegressConfig,
     *,
+    loss: Loss = F.mse_loss,
+    seen: Seen = as_they_are,
     on_member: Callable[[int, float], None] | None = None,
 ) -> list[nn.Module]:
-    """Train an ensemble on rows ``x`` with standardised scores ``y``.
+    """Train an ensemble on rows ``x`` with labels ``y``.
 
     Args:
         make: builds an untrained member (its initialisation is seeded here).
-        x: tokens ``[N, L]``.
-        y: scores with mean 0 and standard deviation 1.
+        x: tokens ``[N, L]``, or what else the members read.
+        y: scores with mean 0 and standard deviation 1, or what else ``loss`` takes.
         config: settings.
-        on_member: called with the member's number and its held-out mean squared error when it is done.
+        loss: what is minimised, and what held-out rows choose the best epoch by.
+        seen: changes the rows that a step trains on; held-out ones stay as they are.
+        on_member: called with the member's number and its held-out loss when it is done.
 
     Raises:
         DataError: the held-out error is no number, e.g. because all scores are alike.
@@ -85,7 +99,7 @@ def train_members(
             member = make()
             order = torch.randperm(len(x), generator=streams("hold out"))
             held_out, rows = order.tensor_split([max(1, len(x) // 10)])
-            error = _train_member(member, x, y, rows, held_out, config, streams)
+            error = _train_member(member, x, y, rows, held_out, config, streams, loss, seen)
         members.append(member.eval())
         if on_member is not None:
             on_member(e, error)
@@ -100,6 +114,8 @@ def _train_member(
     held_out: Tensor,
     config: RegressConfig,
     streams: Streams,
+    loss: Loss,
+    seen: Seen,
 ) -> float:
     optimiser = torch.optim.AdamW(member.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     best, kept, update = math.inf, {}, 0
@@ -109,15 +125,15 @@ def _train_member(
         for part in rows[torch.randperm(len(rows), generator=streams("order"))].split(config.batch):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(update, total)
-            loss = F.mse_loss(member(x[part]), y[part])
+            own = loss(member(seen(x[part], streams("see"))), y[part])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            own.backward()
             nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimiser.step()
             update += 1
         member.eval()
         with torch.no_grad():
-            error = F.mse_loss(torch.cat([member(part) for part in x[held_out].split(1024)]), y[held_out]).item()
+            error = loss(torch.cat([member(part) for part in x[held_out].split(1024)]), y[held_out]).item()
         if error < best:
             best, kept = error, {name: value.clone() for name, value in member.state_dict().items()}
     if not kept:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import difftilt
-from difftilt.core.policy import CONFIG
 from difftilt.data import ImageSet, record_of
 from difftilt.data.image_record import ImageRecord
 from difftilt.domains.image.classifying import ClassifierConfig
 from difftilt.domains.image.task import CLASSIFIER, GAUSSIAN, ImageTask, LabelledImageTask
 from difftilt.domains.task import NamedReward, Prior
-from difftilt.errors import ConfigError
 from difftilt.rewards.classifier import ImageClassifier
 from difftilt.rewards.images import PixelReward, brightness, colour, compressibility, incompressibility
 from difftilt.training.pretrain import PretrainConfig
@@ -49,25 +47,20 @@ def without_skin_tone(images: ImageSet) -> list[str]:
     return ["_".join(point for point in name.split("_") if point not in SKIN_TONES) for name in names]
 
 
-def label_reward(task: str, label: str) -> PixelReward:
-    """The log-probability of a label under a task's shipped classifier.
+def label_reward(label: str, folder: Path) -> PixelReward:
+    """The log-probability of a label under the classifier in ``folder``.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the classifier has no such label.
     """
-    folder = ZOO / task / CLASSIFIER
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(
-            f"expected a classifier of {task} in the package; got none; make one with `difftilt pretrain {task} --only "
-            "classifier`, and pass ImageClassifier.from_pretrained(folder).reward(label) in Python"
-        )
     return ImageClassifier.from_pretrained(str(folder)).reward(label)
 
 
-def _labelled(task: str, labels: tuple[str, ...]) -> dict[str, NamedReward]:
+def _labelled(labels: tuple[str, ...]) -> dict[str, NamedReward]:
     return {
         f"label-{label}": NamedReward(
-            make=partial(label_reward, task, label),
+            make=partial(label_reward, label),
+            part=CLASSIFIER,
             summary=f"log-probability of '{label}' under the classifier; alpha 1 samples that class",
             score_name=f"log p({label} | image) (nats)",
         )
@@ -104,9 +97,7 @@ def _unet(channels: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _prior(channels: tuple[int, ...], updates: int) -> dict[str, Prior]:
-    training = PretrainConfig(
-        updates=updates, batch=32, learning_rate=2e-3, ema=0.998, validate_every=updates // 8
-    )  # as many as half an hour of half a core allows
+    training = PretrainConfig(updates=updates, batch=32, learning_rate=2e-3, ema=0.998, validate_every=updates // 8)
     return {GAUSSIAN: Prior(denoiser=_unet(channels), training=training, steps=16)}
 
 
@@ -122,7 +113,7 @@ EMOJI = ImageTask(
     data_set="emoji",
     score_name="compressibility (-kB)",
     naturalness=LIKELIHOOD + "p_pre has seen 3,042 emoji; skin tones of one emoji are never split.",
-    priors=_prior((32, 64, 80), 2000),
+    priors=_prior((32, 64, 80), 10_000),
     processes={GAUSSIAN: SETTINGS},
     rewards=COLOUR,
     default_reward="compressibility",
@@ -139,11 +130,11 @@ CLOTHING = LabelledImageTask(
     naturalness=LIKELIHOOD + "p_pre has seen 3,068 photos.",
     priors=_prior((32, 64, 80), 2000),
     processes={GAUSSIAN: SETTINGS},
-    rewards=COLOUR | _labelled("clothing", _labels("clothing")),
+    rewards=COLOUR | _labelled(_labels("clothing")),
     default_reward="label-dress",
     grouping="the source's own: 3,068 train, 341 validation, 372 test",
     names=_labels("clothing"),
-    classifying=ClassifierConfig(width=16, updates=800, mirror=True),
+    classifying=ClassifierConfig(width=16, epochs=20, mirror=True),
     shipped=False,
 )
 
@@ -156,13 +147,12 @@ DIGITS = LabelledImageTask(
     naturalness=LIKELIHOOD + "p_pre has seen 7,500 images of MNIST's test set: do not judge it there.",
     priors=_prior((32, 64), 1200),
     processes={GAUSSIAN: SETTINGS},
-    rewards=GREY | _labelled("digits", _labels("digits")),
+    rewards=GREY | _labelled(_labels("digits")),
     default_reward="label-3",
     fractions=(0.75, 0.05, 0.2),
     grouping="at random: 75 % training, 5 % validation, 20 % test, all of MNIST's test set",
     names=_labels("digits"),
-    classifying=ClassifierConfig(width=12, updates=600),
-    shipped=False,
+    classifying=ClassifierConfig(width=12, epochs=6),
 )
 
 TASKS = (EMOJI, CLOTHING, DIGITS)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from difftilt.core.registry import construct
 from difftilt.domains.task import TaskData
 from difftilt.errors import DataError
 from difftilt.rewards.classifier import ImageClassifier
-from difftilt.rng import Streams, seeded_initialisation
-from difftilt.training.ema import Ema
-from difftilt.training.pretrain import learning_rate_factor
+from difftilt.training.regress import RegressConfig, train_members
 from difftilt.types import Float, Int, Tensor
 
 BINS = 10
@@ -24,27 +22,22 @@ BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
+class ClassifierConfig(RegressConfig):
     """Settings of a classifier and its training."""
 
+    epochs: int = 8
+    batch: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 5e-2
+    members: int = 1
     width: int = 16
     """Channels of its first stage."""
-    updates: int = 1200
-    """Optimiser steps."""
-    batch: int = 64
-    """Images per step."""
-    learning_rate: float = 3e-3
-    """Peak of a warm-up and cosine decay."""
-    weight_decay: float = 5e-2
-    """Decoupled, AdamW."""
     shift: int = 2
     """Training images are moved by up to so many pixels each way."""
     mirror: bool = False
     """Whether half of the training images are mirrored left to right."""
     smoothing: float = 0.05
     """Label smoothing."""
-    seed: int = 0
-    """Seed of the run."""
 
 
 def train_classifier(
@@ -67,33 +60,21 @@ def train_classifier(
             f"expected labels of {len(labels)} classes, {', '.join(labels)}; got number {int(label.max())}; train "
             "without labels, or on images of these classes"
         )
-    streams = Streams(config.seed)
     spec = {"type": "conv", "channels": pixels.shape[1], "labels": len(labels), "width": config.width}
-    with seeded_initialisation(config.seed):
-        network: nn.Module = construct("classifier", spec)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    average = Ema(network.state_dict(), 0.995)
-    rng, rows = streams("train"), data.prior_train
-    network.train()
-    for update in range(config.updates):
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(update, config.updates)
-        chosen = rows[torch.randint(len(rows), (config.batch,), generator=rng)]
-        seen = moved(pixels[chosen], config, rng)
-        with seeded_initialisation(int(torch.randint(2**62, (), generator=rng))):  # dropout's masks
-            loss = F.cross_entropy(network(seen), label[chosen], label_smoothing=config.smoothing)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        average.update(network.state_dict())
-        if (update + 1) % 200 == 0:
-            told(f"classifier: update {update + 1} of {config.updates}, loss {loss.item():.3f}")
-    network.load_state_dict(average.average)
+    rows = data.prior_train
+    (network,) = train_members(
+        lambda: construct("classifier", spec),
+        pixels[rows],
+        label[rows],
+        config,
+        loss=partial(F.cross_entropy, label_smoothing=config.smoothing),
+        seen=lambda images, rng: moved(images, config, rng),
+        on_member=lambda _, loss: told(f"classifier: held-out loss {loss:.3f}"),
+    )
     classifier = ImageClassifier(network, labels)
-    logits = {part: _logits(classifier, pixels[rows]) for part, rows in
-              (("validation", data.prior_validation), ("test", data.prior_test))}  # fmt: skip
-    classifier.temperature = calibrated(logits["validation"], label[data.prior_validation])
-    truth, log_p = label[data.prior_test], (logits["test"] / classifier.temperature).log_softmax(1)
+    validation, test = data.prior_validation, data.prior_test
+    classifier.temperature = calibrated(_logits(classifier, pixels[validation]), label[validation])
+    truth, log_p = label[test], (_logits(classifier, pixels[test]) / classifier.temperature).log_softmax(1)
     right = (log_p.argmax(1) == truth).double()
     error = (right.mean() * (1 - right.mean()) / len(right)).sqrt().item()
     return classifier, {

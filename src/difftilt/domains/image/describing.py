@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def _facts(pixels: Float[Tensor, "N C H W"], known: Float[Tensor, "M C H W"] | N
         "unique_fraction": images.unique_fraction(pixels),
         "without_near_duplicates": images.without_near_duplicates(pixels),
         "pixel_diversity": images.diversity(pixels),
-        "jpeg_bytes": float(np.mean([jpeg_bytes(design) for design in designs])),
+        "jpeg_bytes": float(np.mean([jpeg_bytes(design) for design in designs])) if designs else math.nan,
         **{f"mean_{name}": value for name, value in images.colours(pixels).items()},
     }
     if known is not None:

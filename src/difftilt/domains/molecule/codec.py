@@ -106,6 +106,11 @@ class SelfiesCodec:
             return f"expected at most {self.length} words; got {len(tokens)}"
         return tokens
 
+    def fault(self, design: str) -> str | None:
+        """Why a SMILES has no state; ``None`` if it has. The canonical SMILES of a state may need more words."""
+        tokens = self.tokens_of(design)
+        return tokens if isinstance(tokens, str) else None
+
     def read(self, written: Sequence[str]) -> list[int] | str:
         """Tokens of symbols, without pads; or the symbol at which no word fits."""
         found = self._reader.read(written)

@@ -237,7 +237,7 @@ ZINC = GraphTask(
     priors={
         MASKED: Prior(
             denoiser={"type": "graph_transformer", "width": 64, "edge_width": 32, "depth": 4, "heads": 4},
-            training=PretrainConfig(updates=3000, batch=32, learning_rate=1e-3),
+            training=PretrainConfig(updates=4000, batch=32, learning_rate=1e-3),
             steps=96,
         )
     },

@@ -22,6 +22,7 @@ from difftilt.domains.molecule.words import Reader, common, joined, room_for, to
 from difftilt.domains.task import Designs, Histogram, Picture, Scene, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.metrics.sequences import MarkovModel
+from difftilt.processes.masked import in_order
 from difftilt.rng import Streams, seeded_initialisation
 from difftilt.training.designs import Describe
 from difftilt.training.pretrain import denoising_bounds
@@ -111,14 +112,14 @@ class MoleculeTask(Task):
     # --- models --------------------------------------------------------------------------------------------------
 
     def untrained(self, process: str, data: TaskData, *, seed: int) -> Policy:
-        """The prior's network over the words of the data."""
-        prior, codec = self.prior(process), data.codec
+        """The prior's network over the words of the data, which are shown in order, one a step."""
+        codec = data.codec
         assert isinstance(codec, SelfiesCodec)
         with seeded_initialisation(seed):
             sizes = {"vocabulary": codec.vocabulary, "length": codec.length}
-            denoiser = construct("denoiser", {**prior.denoiser, **sizes})
-        made = construct("process", {"type": process, "vocabulary": codec.vocabulary})
-        return Policy(denoiser, made, codec, (codec.length,), steps=prior.steps)
+            denoiser = construct("denoiser", {**self.prior(process).denoiser, **sizes})
+        spec = {"type": process, "vocabulary": codec.vocabulary, "stages": in_order(codec.length)}
+        return Policy(denoiser, construct("process", spec), codec, (codec.length,), steps=codec.length)
 
     def measure(self, policy: Policy, data: TaskData, *, seed: int) -> dict[str, Any]:
         """The bound beside a Markov model, and designs beside held-out molecules; both also for training molecules.

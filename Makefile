@@ -98,7 +98,7 @@ bench-methods: dev
 # notebooks are kept in .cache/docs; one is run again when it or a file that it uses changes (tools/docs/notebooks.py).
 docs: $(STAMP)-docs-$(TAG)
 	$(BIN)/python tools/docs/notebooks.py --jobs $(WORKERS)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: dev
 	$(BIN)/ruff check --select I --fix .

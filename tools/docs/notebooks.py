@@ -3,7 +3,7 @@
 A notebook is a Python file in jupytext's percent format below ``docs``. It is run by nbclient in a fresh process and an
 empty folder, and its result is kept in ``.cache/docs``. Kept with it are the hashes of its source, of *every file of
 this repository that it opened or imported* (so it is run again when a module that it uses changes, and not when another
-one does), of the shipped models, and the versions of Python and torch, numpy and matplotlib.
+one does), of the shipped models that it loads, and the versions of Python and torch, numpy and matplotlib.
 
     python tools/docs/notebooks.py [-j JOBS] [--fresh] [NAME ...]
 
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+ZOO = ROOT / "src" / "difftilt" / "zoo"
 DOCS, CACHE = ROOT / "docs", ROOT / ".cache" / "docs"
 VERSIONS = ("torch", "numpy", "matplotlib")
 SIZE = re.compile(r"\bsize\((\d[\d_]*), \d[\d_]*\)")
@@ -138,9 +139,8 @@ def run(notebook: Notebook) -> float:
         told = json.loads((Path(folder) / "opened.json").read_text(encoding="utf-8"))
     seconds, book.cells = told["seconds"], book.cells[1:-1]
     used = {Path(name) for name in told["files"]}
-    used |= {
-        path for path in (ROOT / "src/difftilt/zoo").rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    }
+    models = {path.parent for path in used if path.is_relative_to(ZOO)}  # weights are not opened by Python
+    used |= {path for folder in models for path in folder.iterdir()}
     inside = sorted({path for path in used if _kept(path)})
     folder = notebook.folder
     (folder / "downloads").mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 INPUTS := pyproject.toml tools/check_environment.py $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev guard demo check lint types contract fast test test-slow bench-methods format clean
+.PHONY: help install dev guard demo check lint types contract fast test test-slow bench-methods docs format clean
 
 help:
 	@echo "make demo       install, then tilt a shipped 5'UTR model and write a report (a few minutes)"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-slow  the slow tests"
 	@echo "make bench-methods  all methods at equal oracle calls, WORKERS at a time (hours; goes on where it stopped)"
 	@echo "make check      lint, format, types, import contract, fast tests (under 3 minutes)"
+	@echo "make docs       run the notebooks that changed, WORKERS at a time, and build the site into site/"
 	@echo "make format     sort imports and format"
 	@echo "make clean      remove .venv and caches"
 
@@ -50,6 +51,11 @@ $(STAMP)-dev-$(TAG): $(INPUTS) | $(BIN)/pip
 	$(GUARD)
 	$(BIN)/python -m compileall -q src
 	touch $(STAMP)-core-$(TAG) $@
+
+$(STAMP)-docs-$(TAG): $(STAMP)-dev-$(TAG)
+	$(PIP) -e '.[dev,docs]'
+	$(GUARD)
+	touch $@
 
 install: $(STAMP)-core-$(TAG)
 dev: $(STAMP)-dev-$(TAG)
@@ -88,10 +94,16 @@ bench-methods: dev
 	$(BIN)/python benchmarks/methods.py table
 	$(BIN)/python benchmarks/methods.py plot
 
+# The site: strict, so it fails on a broken link, an undocumented public symbol, or a cell that raises. Results of
+# notebooks are kept in .cache/docs; one is run again when it or a file that it uses changes (tools/docs/notebooks.py).
+docs: $(STAMP)-docs-$(TAG)
+	$(BIN)/python tools/docs/notebooks.py --jobs $(WORKERS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: dev
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) site .cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

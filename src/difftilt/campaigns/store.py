@@ -44,7 +44,7 @@ class Store:
     Attributes:
         url: where it is.
         folder: of a SQLite file, the folder that it is in, where the campaign's other files are kept too; else
-        ``None``.
+            ``None``.
     """
 
     def __init__(self, url: URL) -> None:

@@ -1,0 +1,117 @@
+"""Drawing for the tutorial: one look for all figures, in light and in dark, and sentences with computed numbers.
+
+Figures are SVG without a background, whose text and axes take the colour of the page around them.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import re
+import sys
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import torch
+
+torch.set_num_threads(1)
+
+REDUCED = bool(os.environ.get("DIFFTILT_REDUCED"))
+"""Whether everything runs at a few steps only, to see that it runs."""
+
+INK = "#0a0b0c"
+"""Replaced by the text colour of the page."""
+BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#3f87c9", "#dd8026", "#3a9d6e", "#d2504c", "#9270c8", "#8b8f94"
+CYCLE = (BLUE, ORANGE, GREEN, RED, VIOLET, GREY)
+
+mpl.rcParams.update(
+    {
+        "svg.fonttype": "path",
+        "svg.hashsalt": "difftilt",
+        "figure.dpi": 96,
+        "figure.constrained_layout.use": True,
+        "savefig.transparent": True,
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.labelsize": 10,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.grid": True,
+        "grid.color": INK,
+        "grid.alpha": 0.12,
+        "grid.linewidth": 0.6,
+        "axes.prop_cycle": mpl.cycler(color=CYCLE),
+        "lines.linewidth": 1.8,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "image.cmap": "viridis",
+    }
+)
+
+
+def size(full: int, reduced: int) -> int:
+    """How many of something: ``full``, or ``reduced`` where ``DIFFTILT_REDUCED`` is set."""
+    return reduced if REDUCED else full
+
+
+def axes(columns: int = 1, rows: int = 1, *, width: float = 5.4, height: float = 3.0, **options: Any) -> Any:
+    """A figure of panels, and its axes."""
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def show(figure: Any, told: str) -> None:
+    """Show a figure; ``told`` says in a sentence what is to be seen, for those who cannot."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    svg = buffer.getvalue()
+    svg = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL).replace(INK, "currentColor")
+    wide = figure.get_size_inches()[0] > 6
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told, quote=True)}" ', 1)
+    caption = f"<figcaption>{html.escape(told)}</figcaption>"
+    _display({"text/html": f'<figure class="{"wide" if wide else "plain"}"><div>{svg}</div>{caption}</figure>'}, told)
+
+
+def say(text: str) -> None:
+    """Show Markdown, with numbers that were computed."""
+    _display({"text/markdown": text}, text)
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Show rows as a table; floats to three digits."""
+    heads = list(rows[0])
+    lines = [
+        "| " + " | ".join(heads) + " |",
+        "|" + "|".join(" :-- " if _words(rows, h) else " --: " for h in heads) + "|",
+    ]
+    lines += ["| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows]
+    say("\n".join(lines))
+
+
+def _words(rows: list[dict[str, Any]], head: str) -> bool:
+    return any(isinstance(row[head], str) for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+def _display(data: dict[str, str], plain: str) -> None:
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        from IPython.display import display
+
+        display({**data, "text/plain": plain}, raw=True)
+    else:
+        print(plain)

@@ -135,7 +135,6 @@ CLOTHING = LabelledImageTask(
     grouping="the source's own: 3,068 train, 341 validation, 372 test",
     names=_labels("clothing"),
     classifying=ClassifierConfig(width=16, epochs=20, mirror=True),
-    shipped=False,
 )
 
 DIGITS = LabelledImageTask(

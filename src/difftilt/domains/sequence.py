@@ -306,7 +306,7 @@ def _against_markov(
         "test_bound_error": round((bounds.std() / len(bounds) ** 0.5).item(), 5),
     }
     letters = process.vocabulary
-    orders = [order for order in range(1, 8) if letters ** (order + 1) <= LARGEST_TABLE]
+    orders = [order for order in range(1, min(8, length)) if letters ** (order + 1) <= LARGEST_TABLE]
     models = {f"markov_{o}": sequences.MarkovModel(train, o, letters) for o in (2, 3, 5) if o in orders}
     if orders and len(validation):
         best = sequences.best_markov(train, validation, letters, orders)

@@ -29,6 +29,8 @@ NUMBERED = re.compile(r"0*(\d+?)([.,]0+)?", re.ASCII)
 """Whole numbers as people number wells, 01, and as columns with gaps have them, 1.0: spreadsheets save either as 1."""
 DECIMALS = re.compile(r"\d+([eE][+-]?\d+)?\s?%?", re.ASCII)
 """What a separator may have cut off a number."""
+WITH_UNIT = re.compile(r"[0-9]+([eE][+-]?[0-9]+)?\s?([^\W\d_]{1,3}(/[^\W\d_]{1,3})?)")
+"""The same with a unit behind it: 62 nM, 62 mg/mL."""
 
 
 def decimal_comma(cells: Iterable[Cell], semicolons: bool) -> bool:
@@ -43,7 +45,8 @@ def cut_decimals(rows: Iterable[tuple[int, list[Cell]]], place: int) -> dict[int
     """Lines where commas between cells may have cut ``0,62`` in two, and what is wrong with each.
 
     Such are all lines with digits right of the value, where every value is a whole number: those that were written
-    0,62; of the same column, 1 has lost no decimals, so not every line has such digits.
+    0,62; of the same column, 1 has lost no decimals, so not every line has such digits. Digits with a unit are meant
+    likewise where nothing but digits with that unit stands there; else they are remarks.
 
     Args:
         rows: lines and their cells.
@@ -53,11 +56,14 @@ def cut_decimals(rows: Iterable[tuple[int, list[Cell]]], place: int) -> dict[int
     valued = [(line, *cells) for line, cells in texts if cells and cells[0].casefold() not in BLANK]
     if not all(WHOLE.fullmatch(value) for _, value, *_ in valued):
         return {}
+    beside = [right[0] for _, _, *right in valued if right and right[0].casefold() not in BLANK]
+    units = {found[2] if (found := WITH_UNIT.fullmatch(cell)) else None for cell in beside}
+    cut = WITH_UNIT if len(units) == 1 and None not in units else DECIMALS
     return {
         line: f"expected numbers that show their decimal sign; got '{value}' and '{right[0]}' after a comma, where "
         f"{value},{right[0]} may be meant; separate cells by semicolons, or, if they are whole numbers, write {value}.0"
         for line, value, *right in valued
-        if right and DECIMALS.fullmatch(right[0])
+        if right and cut.fullmatch(right[0])
     }
 
 

@@ -11,6 +11,7 @@ from difftilt.campaigns.learning import measurements
 from difftilt.campaigns.strategies import READS, strategy
 from difftilt.campaigns.update import algorithm_for
 from difftilt.core.algorithm import Anchor
+from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, DataError
 
@@ -56,8 +57,14 @@ def check_settings(settings: CampaignSettings, policy: Policy) -> None:
     run, tuning, start = Rules(settings.constraints, policy).on(policy), settings.tuning, settings.picking.start
     if "algorithm" in READS[settings.strategy]:
         fixed = run.frozen_copy()
-        anchors = [Anchor(fixed, tuning.alpha), Anchor(fixed, tuning.beta)]
+        anchors = [Anchor(fixed, weight) for weight in (tuning.alpha, tuning.beta) if weight]
         algorithm_for(run, tuning).init(run.copy().requires_grad_(True), anchors)
+    apart, codec = settings.picking.apart, policy.codec
+    if "apart" in READS[settings.strategy] and isinstance(codec, TokenCodec) and apart > codec.length:
+        raise ConfigError(
+            f"expected designs of a plate to differ in at most all {codec.length} letters; got --apart {apart}, which "
+            "leaves one design; lower it"
+        )
     if start is not None and measurements(History(settings), policy.codec, settings.picking) is None:
         raise DataError(f"{start}: expected 2 designs or more of different scores; got fewer; add some, or no --start")
 

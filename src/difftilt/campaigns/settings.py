@@ -36,8 +36,8 @@ class Tuning:
             raise ConfigError(
                 f"expected alpha above 0 and beta 0 or more; got {self.alpha} and {self.beta}; correct it"
             )
-        if self.kl_budget is not None and not self.kl_budget > 0:
-            raise ConfigError(f"expected a KL budget above 0 nats; got {self.kl_budget}; raise --kl-budget")
+        if self.kl_budget is not None and not 0 < self.kl_budget < math.inf:
+            raise ConfigError(f"expected a KL budget above 0 nats, a number; got {self.kl_budget}; correct --kl-budget")
         if min(self.updates, self.paths) < 2 or not self.learning_rate > 0:
             raise ConfigError("expected 2 or more updates and paths, a learning rate above 0; got less; raise them")
 

@@ -77,7 +77,7 @@ class Update:
     policy: Policy
     """:math:`p^{(i+1)}`, frozen."""
     facts: dict[str, Any]
-    """Plain numbers; see docs/campaigns.md."""
+    """Plain numbers; see docs/strategies.md."""
 
 
 def tune(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from difftilt.campaigns.adaptive import Adaptive
 from difftilt.campaigns.history import STATES, Design, History
+from difftilt.campaigns.strategies import READS
 from difftilt.campaigns.summary import Status
 from difftilt.cli.progress import Progress
 
@@ -32,9 +33,10 @@ def propose_aloud(place: str | Path, number: int | None, *, aloud: bool) -> list
 
 def short_plate(number: int, wanted: int, strategy: str) -> str:
     """That a plate has fewer designs than were asked for, and what to do."""
+    remedy = "a larger alpha or fewer constraints" if "alpha" in READS[strategy] else "fewer constraints"
     return (
         f"difftilt: expected {wanted} new designs from {strategy}; got {number}, as it hardly makes others; another "
-        "campaign with a larger alpha or fewer constraints makes more"
+        f"campaign with {remedy} makes more"
     )
 
 

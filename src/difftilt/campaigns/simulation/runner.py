@@ -28,10 +28,9 @@ from difftilt.campaigns.proposer import Proposer
 from difftilt.campaigns.settings import Tuning
 from difftilt.campaigns.simulation.landscape import Landscape
 from difftilt.campaigns.simulation.measures import Row, rows_of
-from difftilt.campaigns.store import FILE
 from difftilt.core.policy import CONFIG, Policy
 from difftilt.data.files import replacing
-from difftilt.errors import ConfigError
+from difftilt.errors import ConfigError, StateError
 from difftilt.rng import Streams
 from difftilt.tracking.run import plain
 
@@ -112,9 +111,7 @@ def policy_of(landscape: Landscape, folder: Path, entry: Round) -> Policy | None
 
 
 def _opened(landscape: Landscape, name: str, folder: Path, settings: Simulated, seed: int) -> Campaign:
-    """The campaign, begun if need be; one design more than is measured."""
-    if (folder / FILE).is_file():
-        return Campaign.open(folder)
+    """The campaign, begun if need be, also where it was killed while it began; one design more than is measured."""
     wanted = CampaignSettings(
         name=f"seed-{seed}",
         task=landscape.name,
@@ -124,7 +121,10 @@ def _opened(landscape: Landscape, name: str, folder: Path, settings: Simulated, 
         seed=seed,
         tuning=Tuning(alpha=landscape.alpha, beta=landscape.alpha),
     )
-    return Campaign.create(folder, wanted)
+    try:
+        return Campaign.create(folder, wanted)
+    except StateError:  # it is there
+        return Campaign.open(folder)
 
 
 def _measured(

@@ -126,3 +126,9 @@ def test_a_simulation_that_was_killed_while_it_began_goes_on(said, monkeypatch):
     )
     assert "summary" in said(*words)
     assert (folder / "result.json").is_file()
+
+
+def test_images_are_no_designs_of_a_plate(said):
+    pytest.importorskip("diffusers")
+    assert "that a plate can name in text; got those of ImageCodec" in said("new", "faces", "--task", "emoji")
+    assert not Path("campaigns/faces").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import CampaignSettings, History
 from difftilt.campaigns.learning import measurements
@@ -13,7 +15,7 @@ from difftilt.campaigns.update import algorithm_for
 from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
-from difftilt.errors import ConfigError, DataError
+from difftilt.errors import ConfigError, DataError, UnsupportedError
 
 
 def check_reads(settings: CampaignSettings) -> None:
@@ -53,6 +55,12 @@ def check_settings(settings: CampaignSettings, policy: Policy) -> None:
         UnsupportedError: the task has no such designs.
     """
     check_reads(settings)
+    first = policy.process.prior((1, *policy.event_shape), torch.Generator(policy.device).manual_seed(0))
+    if first.is_floating_point() and not isinstance(policy.codec.decode(first)[0], str):
+        raise UnsupportedError(
+            f"expected designs that a plate can name in text; got those of {type(policy.codec).__name__}; propose and "
+            "measure them in a loop of your own: tune with dt.finetune, learn with difftilt.surrogates"
+        )
     strategy(settings.strategy)(policy, Path())
     run, tuning, start = Rules(settings.constraints, policy).on(policy), settings.tuning, settings.picking.start
     if "algorithm" in READS[settings.strategy]:

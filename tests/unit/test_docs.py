@@ -78,13 +78,18 @@ def anchors(text: str) -> set[str]:
 
 
 def dead_links(page: Path) -> list[str]:
-    """Relative links of a page that point to no file, or to no heading of it."""
+    """Relative links of a page that point to no file, or to no heading of it.
+
+    A page that `make docs` makes of a notebook is there where the notebook is.
+    """
     dead = []
     for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, heading = target.partition("#")
         file = page.parent / name if name else page
+        if not heading and file.suffix == ".md" and file.with_suffix(".py").is_file():
+            continue
         if not file.exists() or (heading and heading not in anchors(file.read_text(encoding="utf-8"))):
             dead.append(target)
     return dead

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from parts import run_missing, write_part
+from parts import few, run_missing, told, write_part
 from PIL import Image
 
 import difftilt as dt
@@ -183,19 +183,6 @@ def trained(algorithm: Any, policy: Policy, reward: Reward, seed: int) -> tuple[
         "network_evaluations": last["network_evaluations"],
         "frontier": [[record["kl_nats"], record["reward"]] for record in result.history],
     }, result.policy
-
-
-def few(policy: Policy) -> Policy:
-    """``policy`` of which biases and scales alone are tuned: fewer directions, in which less noise adds up."""
-    for parameter in policy.denoiser.parameters():
-        parameter.requires_grad_(parameter.ndim == 1)
-    return policy
-
-
-def told(record: dict[str, Any]) -> None:
-    """A line for each update."""
-    keys = ("step", "reward", "kl_nats", "clip_fraction", "log_ratio_rms", "seconds")
-    print(json.dumps({key: round(record[key], 4) for key in keys if record.get(key) is not None}), flush=True)
 
 
 def steered(

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parts import run_missing, write_part
+from parts import few, run_missing, told, write_part
 
 import difftilt as dt
 from difftilt import build
-from difftilt.core.policy import Policy
 from difftilt.rewards.oracle import Oracle
 from difftilt.rng import Streams
 from difftilt.training.designs import best_of, draw
@@ -92,19 +91,6 @@ def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) 
         "kl_sense": (found.facts.get("kl_nats") or {}).get("sense", "estimate"),
         "oracle_calls": calls, "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip
-
-
-def few(policy: Policy) -> Policy:
-    """``policy`` of which biases and scales alone are tuned."""
-    for parameter in policy.denoiser.parameters():
-        parameter.requires_grad_(parameter.ndim == 1)
-    return policy
-
-
-def told(record: dict[str, Any]) -> None:
-    """A line for each update."""
-    keys = ("step", "reward", "kl_nats", "seconds")
-    print(json.dumps({key: round(record[key], 3) for key in keys if record.get(key) is not None}), flush=True)
 
 
 def rows(out: Path, wanted: str, method: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from difftilt import build
+from difftilt.core.policy import Policy
 from difftilt.metrics.log_z import tempered_log_z
 from difftilt.rng import Streams
 from difftilt.tracking.run import provenance
@@ -63,6 +64,19 @@ def take_turns(runs: int, works: Mapping[str, Callable[[], object]]) -> dict[str
             if run:
                 times[name].append(time.process_time() - start)
     return times
+
+
+def few(policy: Policy) -> Policy:
+    """``policy`` of which biases and scales alone are tuned: fewer directions, in which less noise adds up."""
+    for parameter in policy.denoiser.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    return policy
+
+
+def told(record: dict[str, Any]) -> None:
+    """A line for each update."""
+    keys = ("step", "reward", "kl_nats", "clip_fraction", "log_ratio_rms", "seconds")
+    print(json.dumps({key: round(record[key], 4) for key in keys if record.get(key) is not None}), flush=True)
 
 
 def log_z_row(task: str, alpha: float, particles: int) -> dict[str, Any]:

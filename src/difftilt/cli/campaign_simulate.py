@@ -21,7 +21,7 @@ class SimulateFlags:
 
     tasks: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK")]]
     """Landscapes: tfbind8, tfbind8/FACTOR, gb1, splicing, ehrlich-8, ehrlich-32, ehrlich-64, utr-mrl, yeast-promoter,
-    gfp, zinc-qed, emoji; tfbind8/all and ehrlich/all are several."""
+    gfp, zinc-qed; tfbind8/all and ehrlich/all are several."""
     strategies: str = "all"
     """Names with commas between them, or all."""
     rounds: int = 8

@@ -20,6 +20,8 @@ from difftilt.types import Float, Int, Tensor
 
 KEPT = ("word_counts", "second_word_counts", "second_reference", "held_out")
 """Keys of a card that are written here."""
+ENDINGS = {"word_counts": "", "second_word_counts": "_second"}
+"""Of the names of distances, by the key of the card that they are to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,14 @@ class Lookout:
     def describe(self, card: Mapping[str, Any], tokens: Int[Tensor, "N L"]) -> dict[str, float]:
         """Sites of motifs, and distances of the designs' words to those that ``card`` keeps."""
         facts, letters = self.sites(tokens), len(self.alphabet)
-        for key, ending in (("word_counts", ""), ("second_word_counts", "_second")):
-            for k in self.words if key in card else ():
+        known = {ending: unpacked(card[key]) for key, ending in ENDINGS.items() if key in card and self.words}
+        if not known:
+            return facts
+        own = self.counts(tokens)
+        for ending, counts in known.items():
+            for k in self.words:
                 dropped = max(self.words) - k
-                mine, theirs = (
-                    motifs.shorter_words(counts, dropped, letters)
-                    for counts in (self.counts(tokens), unpacked(card[key]))
-                )
+                mine, theirs = (motifs.shorter_words(each, dropped, letters) for each in (own, counts))
                 facts[f"kmer{k}_distance{ending}"] = motifs.spectrum_distance(mine, theirs)
         return facts
 

@@ -13,7 +13,6 @@ name                         oracle                                             
 ``yeast-promoter``           the task's reward model                                4^80     the task's
 ``gfp``                      the task's reward model; more than 8 mutations: none   20^237   the task's
 ``zinc-qed``                 QED                                                    words    the task's
-``emoji``                    minus the kilobytes as a JPEG                          pixels   the task's
 ============================ ====================================================== ======== =========================
 
 (1) is the Markov law of :mod:`~difftilt.problems.markov`; designs that were not measured are infeasible. ``alpha`` is
@@ -43,7 +42,7 @@ EHRLICH = {
     "ehrlich-32": EhrlichSettings(),
     "ehrlich-64": EhrlichSettings(length=64, motifs=2, quantisation=2),
 }
-OF_TASKS = {"utr-mrl": 0.1, "yeast-promoter": 0.5, "gfp": 0.03, "zinc-qed": 0.02, "emoji": 0.05}
+OF_TASKS = {"utr-mrl": 0.1, "yeast-promoter": 0.5, "gfp": 0.03, "zinc-qed": 0.02}
 """Reward units per nat, of tasks whose own reward is the oracle."""
 SEEN = 200
 """Allowed designs of an Ehrlich function, of which p_pre learns the worse half."""

@@ -10,10 +10,12 @@ import io
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 torch.set_num_threads(1)
@@ -66,6 +68,28 @@ def size(full: int, reduced: int) -> int:
 def axes(columns: int = 1, rows: int = 1, *, width: float = 5.4, height: float = 3.0, **options: Any) -> Any:
     """A figure of panels, and its axes."""
     return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def pictures(rows: dict[str, Sequence[Any]], told: str, *, scale: int = 3, gap: int = 2) -> None:
+    """Show rows of equally large pictures, 8-bit arrays, each row with its name; the page shows through the gaps."""
+    high, wide = next(iter(rows.values()))[0].shape[:2]
+    columns = max(map(len, rows.values()))
+    sheet = np.zeros((len(rows) * (high + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8)
+    for i, row in enumerate(rows.values()):
+        for j, picture in enumerate(row):
+            colour = picture if picture.ndim == 3 else picture[..., None].repeat(3, -1)
+            place = sheet[i * (high + gap) : i * (high + gap) + high, j * (wide + gap) : j * (wide + gap) + wide]
+            place[..., :3], place[..., 3] = colour[..., :3], 255
+    width = 7.4
+    figure, panel = axes(width=width, height=0.1 + 0.86 * width * sheet.shape[0] / sheet.shape[1])
+    panel.imshow(sheet.repeat(scale, 0).repeat(scale, 1), interpolation="none")
+    panel.set_yticks([scale * (i * (high + gap) + high / 2) for i in range(len(rows))], list(rows), fontsize=8)
+    panel.tick_params(length=0)
+    panel.set_xticks([])
+    panel.grid(False)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    show(figure, told)
 
 
 def show(figure: Any, told: str) -> None:

@@ -97,10 +97,14 @@ def show(figure: Any, told: str) -> None:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)
-    svg = buffer.getvalue()
+    show_svg(buffer.getvalue(), told, wide=figure.get_size_inches()[0] > 6)
+
+
+def show_svg(svg: str, told: str, *, wide: bool = True) -> None:
+    """Show a drawing whose lines are black or :data:`INK`: both take the colour of the page."""
     svg = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL).replace(INK, "currentColor")
-    wide = figure.get_size_inches()[0] > 6
+    svg = re.sub(r"<metadata>.*?</metadata>|<style>@media.*?</style>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace("#000000", "currentColor")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told, quote=True)}" ', 1)
     caption = f"<figcaption>{html.escape(told)}</figcaption>"
     _display({"text/html": f'<figure class="{"wide" if wide else "plain"}"><div>{svg}</div>{caption}</figure>'}, told)

@@ -141,11 +141,11 @@ show_svg(grid([pool[i] for i in top], [f"QED {score[i].item():.2f}" for i in top
 
 # %%
 alpha = 0.02
-smc = dt.SMC(alpha=alpha)(policy, qed, size(192, 8), torch.Generator().manual_seed(0))
+smc = dt.SMC(alpha=alpha)(policy, qed, size(96, 8), torch.Generator().manual_seed(0))
 from_smc = codec.decode(smc.x_0)
 
 # %% [markdown]
-# ## PPO: a few updates
+# ## PPO: some updates
 #
 # A policy gradient of a noisy batch moves every weight a little for nothing, and each move costs nats. So few weights are let loose: biases and the scales of normalisation.
 
@@ -157,17 +157,17 @@ run = dt.finetune(
     few,
     qed,
     dt.PPO(alpha=alpha, batch=size(128, 8), steps_per_path=4, learning_rate=4e-3),
-    loop=dt.LoopConfig(steps=size(10, 2), final_learning_rate=0.3),
+    loop=dt.LoopConfig(steps=size(30, 2), final_learning_rate=0.3),
 )
 from_ppo = run.policy.sample(size(384, 8), seed=3)
 
 # %% tags=["hide"]
-sets = {"pretrained": pool, f"best of {kept}": [pool[i] for i in best], "SMC": from_smc, "PPO, a few updates": from_ppo}
+sets = {"pretrained": pool, f"best of {kept}": [pool[i] for i in best], "SMC": from_smc, "PPO, some updates": from_ppo}
 costs = {
     "pretrained": (0.0, ""),
     f"best of {kept}": (math.log(kept) - (kept - 1) / kept, " at most"),
     "SMC": (None, ""),
-    "PPO, a few updates": (run.history[-1]["kl_nats"], ""),
+    "PPO, some updates": (run.history[-1]["kl_nats"], ""),
 }
 rows, whole = [], {}
 for name, designs in sets.items():

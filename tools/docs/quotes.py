@@ -7,8 +7,9 @@ A reader of the repository sees a plain number, a reader of the site sees its so
 A source is a call of :data:`FUNCTIONS`, a number, or sums, differences, products and quotients of those. The first
 argument names result files below ``benchmarks``, without ``.json`` and with ``*`` and ``?`` for several, or the card of
 a shipped model, ``zoo/TASK/PART``. The second is the way to a number in each, keys with dots; a list on the way is gone
-through, and further arguments, ``method="ppo"``, say which of its entries. How many decimals, ``%`` (times 100), and
-commas are those of the number as it stands.
+through, and further arguments, ``method="ppo"``, say which of its entries. Of committed tables, ``campaigns/gb1/summary.md``,
+the way is heading, row and column, with ``±`` behind the column for what stands there behind that sign; ``*`` in a key
+stands for any. How many decimals, ``%`` (times 100), and commas are those of the number as it stands.
 
 A table that a benchmark makes stands between ``<!--: NAME -->`` and ``<!--/-->``, of :data:`TABLES`.
 
@@ -29,6 +30,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,23 @@ def _documents(files: str) -> list[Any]:
     if files.startswith("zoo/"):
         file = ZOO / files / "config.json"
         return [json.loads(file.read_text(encoding="utf-8"))["card"]] if file.is_file() else []
+    if files.endswith(".md"):
+        return [_tables(path.read_text(encoding="utf-8")) for path in sorted(BENCHMARKS.glob(files))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHMARKS.glob(f"{files}.json"))]
+
+
+def _tables(text: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Numbers of the tables of a Markdown file, by heading, first cell of the row, and column."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE)[1:]:
+        lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in section.splitlines() if "|" in line]
+        rows = found.setdefault(section.splitlines()[0].strip(), {})
+        for row in lines[2:]:
+            for name, cell in zip(lines[0], row, strict=False):
+                for suffix, number in zip(("", " ±"), re.findall(r"-?\d+(?:\.\d+)?(?: %)?", cell), strict=False):
+                    scale = 100 if "%" in number else 1
+                    rows.setdefault(row[0], {})[name + suffix] = float(number.removesuffix(" %")) / scale
+    return found
 
 
 def _walk(place: Any, way: list[str], where: dict[str, Any]) -> Iterator[Any]:
@@ -93,8 +111,9 @@ def _walk(place: Any, way: list[str], where: dict[str, Any]) -> Iterator[Any]:
                 yield from _walk(entry, way, where)
     elif not way:
         yield place
-    elif isinstance(place, dict) and way[0] in place:
-        yield from _walk(place[way[0]], way[1:], where)
+    elif isinstance(place, dict):
+        for key in [way[0]] if way[0] in place else [key for key in place if "*" in way[0] and fnmatchcase(key, way[0])]:
+            yield from _walk(place[key], way[1:], where)
 
 
 def value(source: str) -> float:
@@ -134,7 +153,8 @@ def written(number: float, typed: str) -> str:
     decimals = len(digits.partition(".")[2])
     sign = "+" if digits.startswith("+") else ""
     comma = "," if "," in digits or (abs(number) >= 1e4 and not decimals) else ""
-    made = f"{100 * number if percent else number:{sign}{comma}.{decimals}f}"
+    number = round(100 * number if percent else number, decimals) + 0.0  # no minus before a zero
+    made = f"{number:{sign}{comma}.{decimals}f}"
     made = made.replace("-", "−") if digits.startswith("−") else made
     return made + (typed[len(digits) :] if percent else "")
 
@@ -150,7 +170,7 @@ def _of_folder(name: str) -> Callable[[], str]:
 
 
 def _conservative() -> str:
-    return _benchmark("conservative").table(json.loads((BENCHMARKS / "conservative.json").read_text())["rows"])
+    return _benchmark("conservative").table(_documents("conservative")[0]["rows"])
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -95,7 +95,9 @@ for panel, key, label, mean in (
     panel.axvline(card[mean], color=ORANGE, lw=1.6, ls="--")
     panel.set(xlabel=label)
 panels[0].set(ylabel="density")
-show(figure, "Designs of the pretrained model; lines are means: solid of the designs, dashed of the training molecules.")
+show(
+    figure, "Designs of the pretrained model; lines are means: solid of the designs, dashed of the training molecules."
+)
 
 # %% [markdown]
 # ## Best of N: hard to beat
@@ -204,7 +206,13 @@ import difftilt
 
 FOLDER = Path(difftilt.__file__).parents[2] / "benchmarks" / "molecules"
 found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("qed-*-[0-9].json"))]
-COLOURS = {"ppo": BLUE, "smc": ORANGE, "value_weighted": GREEN, "reward_weighted_mle": VIOLET, "trajectory_balance": RED}
+COLOURS = {
+    "ppo": BLUE,
+    "smc": ORANGE,
+    "value_weighted": GREEN,
+    "reward_weighted_mle": VIOLET,
+    "trajectory_balance": RED,
+}
 figure, panel = axes(width=6.0, height=3.4)
 panel.plot(*zip(*curve, strict=True), ".-", color=GREY, label="best of N, this page (KL at most)")
 for row in found:
@@ -220,7 +228,10 @@ for method in dict.fromkeys(row["method"] for row in found if row["method"] in C
     panel.plot([], [], "o-" if method not in ("smc", "value_weighted") else "D", color=COLOURS[method], label=method)
 panel.set(xlabel="KL to the pretrained model (nats)", ylabel="QED (mean, 0 to 1)")
 panel.legend(fontsize=8)
-show(figure, "Each line the way of a run through training, each mark its end. Above the grey line is better than best-of-N.")
+show(
+    figure,
+    "Each line the way of a run through training, each mark its end. Above the grey line is better than best-of-N.",
+)
 table(
     [
         {
@@ -284,7 +295,11 @@ small = quality(drawn, None)
 # %% tags=["hide"]
 say(
     f"Of {len(drawn)} graphs {small['valid_fraction']:.1%} are molecules"
-    + "".join(f", {value:.1%} fail by {key.removeprefix('invalid_')}" for key, value in small.items() if key.startswith("invalid_"))
+    + "".join(
+        f", {value:.1%} fail by {key.removeprefix('invalid_')}"
+        for key, value in small.items()
+        if key.startswith("invalid_")
+    )
     + "."
 )
 shown = [design for design, molecule in zip(drawn, read_molecules(drawn)[0], strict=True) if molecule is not None][:8]

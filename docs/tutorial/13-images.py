@@ -134,7 +134,8 @@ show(
     "Emoji toward small JPEGs: each line the way of a run, each dot its end. A policy gradient pays for every pixel that its noise moves.",
 )
 say(
-    f"{len(rows)} runs: " + "; ".join(
+    f"{len(rows)} runs: "
+    + "; ".join(
         f"`{row['method']}`, seed {row['seed']}, {row['oracle_calls']:,} calls, {row['after']['reward']:.3f} at {row['kl_nats']:,.4g} nats"
         for row in rows
     )
@@ -241,7 +242,7 @@ of = {name: bits(images) for name, images in zip(("before", "after"), same_noise
 # %% tags=["hide"]
 figure, panel = axes(width=5.2, height=2.4)
 spread = torch.linspace(-0.25, 0.25, count)
-for i, ((name, values), colour) in enumerate(zip(of.items(), (BLUE, RED), strict=True)):
+for i, (values, colour) in enumerate(zip(of.values(), (BLUE, RED), strict=True)):
     panel.plot(values, i + spread, ".", color=colour, ms=5)
     panel.plot([values.mean()] * 2, [i - 0.35, i + 0.35], color=colour, lw=2.5)
 held_out = dict(emoji.card)["metrics"]["test_bound_bits_per_dimension"]
@@ -249,7 +250,10 @@ panel.axvline(held_out, color=GREY, ls="--", lw=1.2, label="held-out emoji, on t
 panel.legend(fontsize=8)
 panel.set_yticks(range(len(of)), [f"{name} tuning" for name in of])
 panel.set(xlabel="bits per number of an image (at most)", ylim=(-0.6, len(of) - 0.4))
-show(figure, "Each dot an emoji, lines are means. Fine detail decides: smooth images are cheap, whether one likes them or not.")
+show(
+    figure,
+    "Each dot an emoji, lines are means. Fine detail decides: smooth images are cheap, whether one likes them or not.",
+)
 say(
     f"{of['before'].mean().item():.2f} bits before and {of['after'].mean().item():.2f} after, means of {count}. A likelihood is a warning where it falls, and no praise where it rises: "
     "a blank image has the highest of all."

@@ -7,9 +7,10 @@ A reader of the repository sees a plain number, a reader of the site sees its so
 A source is a call of :data:`FUNCTIONS`, a number, or sums, differences, products and quotients of those. The first
 argument names result files below ``benchmarks``, without ``.json`` and with ``*`` and ``?`` for several, or the card of
 a shipped model, ``zoo/TASK/PART``. The second is the way to a number in each, keys with dots; a list on the way is gone
-through, and further arguments, ``method="ppo"``, say which of its entries. Of committed tables, ``campaigns/gb1/summary.md``,
-the way is heading, row and column, with ``±`` behind the column for what stands there behind that sign; ``*`` in a key
-stands for any. How many decimals, ``%`` (times 100), and commas are those of the number as it stands.
+through, and further arguments, ``method="ppo"``, say which of its entries. Of committed tables
+(``campaigns/gb1/summary.md``) the way is heading, row and column, with ``±`` behind the column for what stands there
+behind that sign; ``*`` in a key stands for any. How many decimals, ``%`` (times 100), and commas are those of the
+number as it stands.
 
 A table that a benchmark makes stands between ``<!--: NAME -->`` and ``<!--/-->``, of :data:`TABLES`.
 
@@ -112,8 +113,9 @@ def _walk(place: Any, way: list[str], where: dict[str, Any]) -> Iterator[Any]:
     elif not way:
         yield place
     elif isinstance(place, dict):
-        for key in [way[0]] if way[0] in place else [key for key in place if "*" in way[0] and fnmatchcase(key, way[0])]:
-            yield from _walk(place[key], way[1:], where)
+        for key in place:
+            if key == way[0] or ("*" in way[0] and fnmatchcase(key, way[0])):
+                yield from _walk(place[key], way[1:], where)
 
 
 def value(source: str) -> float:

@@ -42,16 +42,16 @@ if at_hand:
     measured = crx.read()
     kind = measured.column("construct")
     elements = [measured.sequences[i] for i in (kind == "WT").nonzero()[0]]
-    activity = {
-        "as found": measured.scores[kind == "WT"],
-        "CRX sites broken": measured.scores[kind == "MUT-allCrxSites"],
-    }
+    name = [label.rpartition("_")[0] for label in measured.column("label")]
+    whole = {name[i]: i for i in (kind == "WT").nonzero()[0]}
+    rows = [(whole[name[i]], i) for i in (kind == "MUT-allCrxSites").nonzero()[0] if name[i] in whole]
+    pairs = [(measured.sequences[a], measured.sequences[b]) for a, b in rows]
+    activity = torch.from_numpy(measured.scores[torch.tensor(rows).numpy()]).clamp(min=crx.floor)
 else:
     elements = natural
-    activity = {
-        "as found": judge(natural).numpy(),
-        "CRX sites broken": judge([b for a, b in zip(natural, broken(natural), strict=True) if a != b]).numpy(),
-    }
+    pairs = [(a, b) for a, b in zip(natural, broken(natural), strict=True) if a != b]
+    activity = torch.stack([judge([pair[side] for pair in pairs]) for side in (0, 1)], 1)
+activity = activity.double()
 
 
 # %% tags=["hide"]
@@ -64,23 +64,26 @@ def at_positions(designs, motif="TAATCC"):
 
 source = "elements as found in the genome" if at_hand else "designs of the shipped model, scored by the judge"
 say(f"Here: {len(elements):,} {source}.")
-scores = {name: torch.as_tensor(values).double().clamp(min=crx.floor) for name, values in activity.items()}
-scores = {name: values[~values.isnan()] for name, values in scores.items()}
-low, high = torch.cat(list(scores.values())).quantile(torch.tensor([0.0, 0.999], dtype=torch.float64)).tolist()
+measured_there = ~activity.isnan().any(1)
 figure, panels = axes(2, width=8.0, height=2.9)
-for (name, values), colour in zip(scores.items(), (BLUE, RED), strict=True):
-    bins = torch.linspace(low, high + 1e-6, 40).numpy()
+low, high = activity[measured_there].quantile(torch.tensor([0.0, 0.999], dtype=torch.float64)).tolist()
+bins = torch.linspace(low, high + 1e-6, 40).numpy()
+for side, name, colour in ((0, "as found", BLUE), (1, "CRX sites broken", RED)):
+    values = activity[measured_there, side]
     panels[0].hist(values.numpy(), bins=bins, color=colour, alpha=0.55, density=True, label=name)
-    panels[0].axvline(values.median(), color=colour, lw=1.2)
+    panels[0].axvline(values.mean(), color=colour, lw=1.4)
 panels[0].set(xlabel="log2 activity over the basal promoter", ylabel="density", title="activity")
 panels[0].legend(fontsize=8)
-panels[1].plot(at_positions(elements), color=GREY, lw=1.4, label="elements" if at_hand else "stand-ins")
-panels[1].plot(at_positions(natural), color=BLUE, lw=1.0, label="designs of the pretrained model")
+placed = {"elements" if at_hand else "stand-ins": at_positions(elements), "designs of the model": at_positions(natural)}
+peak = int(at_positions(elements).argmax())
+near = range(max(0, peak - 6), min(length - 6, peak + 7))
+for (name, shares), colour, style in zip(placed.items(), (GREY, BLUE), ("o-", "x--"), strict=True):
+    panels[1].plot(near, shares[list(near)], style, color=colour, lw=1.2, ms=5, label=name)
 panels[1].set(xlabel="position (bases)", ylabel="share that starts TAATCC here", title="the CRX site")
 panels[1].legend(fontsize=8)
 show(
     figure,
-    "Left: activity of elements, and of the same with their CRX sites broken; lines are medians. Right: where the site is, and where the model has learned to put it.",
+    "Left: activity of elements, and of the same with their CRX sites broken; lines are means. Right: where the site is, and where the model has learned to put it.",
 )
 
 # %% [markdown]
@@ -172,42 +175,64 @@ say(
 # %% [markdown]
 # ## A weak reward
 #
-# What the reward and its judge are worth is on their cards. What they have learned can be asked: break the CRX sites of the model's own designs, and see whether they mind, as
-# retinas do.
+# What the reward and its judge are worth is on their cards. What they have *learned* can be asked: show them the pairs of above, elements and the same with broken CRX sites, which they
+# have seen in part while they were trained. Do they mind, as retinas do?
 
 # %%
-with_site = [d for d in natural if "TAATCC" in d or "GGATTA" in d]
-minds = {name: model(broken(with_site)) - model(with_site) for name, model in (("reward", reward), ("judge", judge))}
-before = {"reward": reward(natural), "judge": judge(natural)}
+models = {"reward": reward, "judge": judge}
+minds = {n: model([b for _, b in pairs]) - model([a for a, _ in pairs]) for n, model in models.items()}
+before = {n: model(natural) for n, model in models.items()}
+change = activity[:, 1] - activity[:, 0]
 
 # %% tags=["hide"]
+
+
+def rank_correlation(a, b):
+    """Spearman's, of what both have."""
+    there = ~(a.isnan() | b.isnan())
+    ranks = [x[there].double().argsort().argsort().double() for x in (a, b)]
+    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+
+
 table(
     [
         {
-            "model": name,
+            "model": n,
             "Spearman, test rows": model.card["metrics"]["test_spearman"],
             "R²": model.card["metrics"]["test_r_squared"],
-            "test rows": model.card["metrics"]["test_rows"],
-            "change when sites break": minds[name].mean().item(),
-            "share that falls": (minds[name] < 0).double().mean().item(),
+            "change when CRX sites break": minds[n].mean().item(),
+            "share that falls": (minds[n] < 0).double().mean().item(),
+            "Spearman with the change as measured": rank_correlation(minds[n], change) if at_hand else "",
         }
-        for name, model in (("reward", reward), ("judge", judge))
+        for n, model in models.items()
     ]
 )
+if at_hand:
+    say(
+        f"In the retina, {len(pairs):,} pairs lose {-change.nanmean().item():.2f} on average when their CRX sites break, and {(change < 0).double().mean().item():.0%} of them fall."
+    )
 figure, panels = axes(2, width=8.0, height=2.9)
 panels[0].plot(before["reward"], before["judge"], ".", color=BLUE, alpha=0.5)
 panels[0].set(xlabel="reward (log2 activity)", ylabel="judge (log2 activity)", title="designs of the pretrained model")
-for name, colour in (("reward", ORANGE), ("judge", BLUE)):
-    panels[1].hist(minds[name].numpy(), bins=30, color=colour, alpha=0.6, label=name)
+edge = 4 * max(values.std().item() for values in minds.values())
+for (n, values), colour in zip(minds.items(), (ORANGE, BLUE), strict=True):
+    panels[1].hist(values.numpy(), bins=torch.linspace(-edge, edge, 61).numpy(), color=colour, alpha=0.6, label=n)
 panels[1].axvline(0, color=GREY, lw=1)
-panels[1].set(xlabel="change of log2 activity", ylabel="designs", title="when their CRX sites break")
+if at_hand:
+    panels[1].axvline(change.nanmean(), color=RED, ls="--", lw=1.4, label="mean, measured")
+panels[1].set(xlabel="predicted change of log2 activity", ylabel="pairs", title="when CRX sites break")
 panels[1].legend(fontsize=8)
 show(
     figure,
-    "Left: reward and judge hardly agree on single designs. Right: on the one thing that is known, that CRX sites matter, they do.",
+    "Left: reward and judge hardly agree on single designs. Right: breaking the site for which these elements were chosen is all but nothing to them.",
 )
+gc = torch.tensor([(d.count("G") + d.count("C")) / length for d in natural], dtype=torch.float64)
+with_gc = {n: torch.corrcoef(torch.stack([values.double(), gc]))[0, 1].item() for n, values in before.items()}
 agreement = torch.corrcoef(torch.stack([before["reward"], before["judge"]]))[0, 1].item()
-say(f"Correlation of reward and judge over {len(natural)} designs: {agreement:.2f}.")
+say(
+    f"Over {len(natural)} designs the correlation of reward and judge is {agreement:.2f}; with the share of G and C it is {with_gc['reward']:.2f} and {with_gc['judge']:.2f}. Such models see what is "
+    "spread over a whole element, and not one word in it. Whoever tunes for them will get the former."
+)
 
 # %% [markdown]
 # ## Three ways to ask for more
@@ -285,7 +310,7 @@ for name, mine in designs.items():
 table(rows)
 told(facts)
 if at_hand:
-    top = torch.as_tensor(activity["as found"]).quantile(0.99).item()
+    top = activity[measured_there, 0].quantile(0.99).item()
     say(
         f"For comparison: one element in a hundred was measured at {top:.2f} or more. Backpropagation promises {rows[-1]['reward']:.2f} for its *mean* design; the judge says {rows[-1]['judge']:.2f}."
     )

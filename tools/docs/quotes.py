@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import html
 import importlib
+import io
 import json
 import operator
 import re
@@ -175,9 +177,28 @@ def _conservative() -> str:
     return _benchmark("conservative").table(_documents("conservative")[0]["rows"])
 
 
+def _with_lead(what: str, *columns: str) -> str:
+    """Rows of the same at the landscape's own alpha, of mutants of a lead on the seven landscapes held out."""
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in _conservative().splitlines()]
+    key = {"law": what, "landscapes": "tfbind8, 7 held out", "data": "lead", "alpha": "x 1"}
+    chosen = [row for row in rows if all(row[head.index(name)] == value for name, value in key.items())]
+    lines = [columns, ["---"] * len(columns), *([row[head.index(name)] for name in columns] for row in chosen)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _surrogates() -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        _benchmark("surrogates").table(_documents("surrogates")[0])
+    return told.getvalue().partition("\n\n")[2]
+
+
+FOUND = ("judge", "over-optimisation", "judge, difference", "over-optimisation, difference")
 TABLES: dict[str, Callable[[], str]] = {
     **{name: _of_folder(name) for name in ("methods", "utr_mrl", "molecules", "proteins", "images")},
     "conservative": _conservative,
+    "conservative/law": lambda: _with_lead("law", "surrogate", *FOUND),
+    "conservative/tuned": lambda: _with_lead("tuned", "surrogate", "KL to (1)", *FOUND),
+    "surrogates": _surrogates,
 }
 """What makes each table, by name."""
 

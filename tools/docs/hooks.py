@@ -82,6 +82,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links out of ``docs`` become links within the site; numbers are those of their sources."""
+    if page.file.src_uri.startswith("files/"):  # of the repository, as they are
+        return markdown
     try:
         lost = quotes.stale(markdown) if quotes.MARK.search(markdown) else []
     except quotes.SourceError as error:

@@ -46,7 +46,7 @@ for title in ("utr-mrl", "yeast-promoter"):
     by_method.pop("log_z", None)
     done = {name: rows for name, rows in by_method.items() if middle(rows, "judge") and middle(rows, "kl_nats")}
     longest = 1.3 * curve[-1]["kl_nats"]
-    figure, panel = axes(width=6.0, height=4.2)
+    figure, panel = axes(width=6.6, height=4.4)
     panel.plot(
         [point["kl_nats"] for point in curve],
         [point["judge"] for point in curve],

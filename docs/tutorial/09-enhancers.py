@@ -328,7 +328,7 @@ panels[0].set(xlabel="nats per base, by the pretrained model", title="likelihood
 panels[0].invert_yaxis()
 for name, mine in designs.items():
     share = torch.tensor([(d.count("G") + d.count("C")) / length for d in mine])
-    panels[1].hist(share.numpy(), bins=torch.linspace(0.2, 0.85, 27).numpy(), density=True, histtype="step",
+    panels[1].hist(share.numpy(), bins=torch.linspace(0.2, 1.0, 33).numpy(), density=True, histtype="step",
                    color=colours[name], lw=1.6)  # fmt: skip
 panels[1].set(xlabel="share of G and C in a design", ylabel="density", title="composition")
 show(
@@ -372,7 +372,7 @@ table(rows)
 # %% [markdown]
 # ## What to take away
 #
-# - A weak reward is not useless: it can choose among designs that are natural anyway, by a few nats. It must not lead.
+# - A weak reward is not useless: it can choose among designs that are natural anyway, which is what best-of-N does, for fewer nats than a few updates take. It must not lead.
 # - The judge here is as weak as the reward, so that its agreement is weak evidence too. What does not depend on either is counted: sites, words, GC content, likelihood.
 # - Compare every such number with held-out elements, and mind both directions: designs likelier than nature are repeats of what the model finds easy.
 # - Before all that: is the generative model better than counting words? If not, its likelihood is a word count.

@@ -333,7 +333,7 @@ for name, mine in designs.items():
 panels[1].set(xlabel="share of G and C in a design", ylabel="density", title="composition")
 show(
     figure,
-    "Left: each dot a design; dashed, held-out elements. Designs that are *likelier* than elements are no more natural than unlikelier ones. Right, in the same colours: GC content.",
+    "Left: each dot a design; dashed, held-out elements. Designs likelier than elements are no more natural for it. Right, in the same colours: GC content.",
 )
 
 # %% [markdown]

@@ -177,7 +177,7 @@ made = {
     "pretrained": (pool, torch.zeros(len(pool))),
     "the target, by weights of the pool": (pool, score),
     "SMC": (digits.codec.decode(smc.x_0), smc.log_weight),
-    "value-weighted": (digits.codec.decode(chosen.x_0), chosen.log_weight),
+    "by values": (digits.codec.decode(chosen.x_0), chosen.log_weight),
     f"best of {candidates}": ([pool[i] for i in best], torch.zeros(len(best))),
 }
 rows = []
@@ -244,7 +244,7 @@ figure, panel = axes(width=5.2, height=2.4)
 spread = torch.linspace(-0.25, 0.25, count)
 for i, (values, colour) in enumerate(zip(of.values(), (BLUE, RED), strict=True)):
     panel.plot(values, i + spread, ".", color=colour, ms=5)
-    panel.plot([values.mean()] * 2, [i - 0.35, i + 0.35], color=colour, lw=2.5)
+    panel.plot([values.median()] * 2, [i - 0.35, i + 0.35], color=colour, lw=2.5)
 held_out = dict(emoji.card)["metrics"]["test_bound_bits_per_dimension"]
 panel.axvline(held_out, color=GREY, ls="--", lw=1.2, label="held-out emoji, on the card")
 panel.legend(fontsize=8)
@@ -252,10 +252,10 @@ panel.set_yticks(range(len(of)), [f"{name} tuning" for name in of])
 panel.set(xlabel="bits per number of an image (at most)", ylim=(-0.6, len(of) - 0.4))
 show(
     figure,
-    "Each dot an emoji, lines are means. Fine detail decides: smooth images are cheap, whether one likes them or not.",
+    "Each dot an emoji, lines are medians. Fine detail decides: smooth images are cheap, whether one likes them or not.",
 )
 say(
-    f"{of['before'].mean().item():.2f} bits before and {of['after'].mean().item():.2f} after, means of {count}. A likelihood is a warning where it falls, and no praise where it rises: "
+    f"{of['before'].median().item():.2f} bits before and {of['after'].median().item():.2f} after, medians of {count}: a few images with specks cost many times that. A likelihood is a warning where it falls, and no praise where it rises: "
     "a blank image has the highest of all."
 )
 

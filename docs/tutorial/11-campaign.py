@@ -31,7 +31,7 @@ panel.bar([x - 0.2 for x in places], counts / feasible.sum(), 0.4, color=GREY, l
 panel.bar([x + 0.2 for x in places], mass / mass.sum(), 0.4, color=BLUE, label="under the pretrained model")
 panel.set_xticks(places, [f"{v:.2g}" for v in values])
 panel.set(xlabel="value", ylabel="share", yscale="log")
-panel.legend(fontsize=8)
+panel.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 show(figure, "The best designs are rare, and the pretrained model hardly ever makes one.")
 
 # %% [markdown]

@@ -48,33 +48,54 @@ say(
 
 # %%
 redness = load_reward(task("emoji"), "redness")
-red = dt.finetune(
-    emoji,
-    redness,
-    dt.RewardBackprop(alpha=1e-4, batch=size(8, 2), learning_rate=2e-4),
-    loop=dt.LoopConfig(steps=size(6, 2)),
-)
-before, after = same_noise([emoji, red.policy], 12, seed=3)
+red = {
+    alpha: dt.finetune(
+        emoji,
+        redness,
+        dt.RewardBackprop(alpha=alpha, batch=size(8, 2), learning_rate=2e-4),
+        loop=dt.LoopConfig(steps=size(6, 2)),
+    )
+    for alpha in (1e-3, 1e-4)
+}
+before, *after = same_noise([emoji, *(run.policy for run in red.values())], 12, seed=3)
 
 # %% tags=["hide"]
 pictures(
-    {"before": before, "after": after},
-    "The same noise before and after tuning: what was a face stays a face where it can, in red.",
+    {"before": before, **{f"alpha {alpha:g}": images for alpha, images in zip(red, after, strict=True)}},
+    "The same noise before and after tuning. The smaller alpha has asked for more red, and has got it: look what is left of the faces.",
 )
 figure, panels = axes(2, width=7.6, height=2.6)
-steps = [line["step"] for line in red.history]
-panels[0].plot(steps, [line["reward"] for line in red.history], "o-", ms=3, color=RED)
+for (alpha, run), colour in zip(red.items(), (ORANGE, RED), strict=True):
+    steps = [line["step"] for line in run.history]
+    panels[0].plot(steps, [line["reward"] for line in run.history], "o-", ms=3, color=colour, label=f"alpha {alpha:g}")
+    panels[1].plot(steps, [line["kl_nats"] for line in run.history], "o-", ms=3, color=colour)
 panels[0].set(xlabel="updates", ylabel="redness (mean, -1 to 1)")
-panels[1].plot(steps, [line["kl_nats"] for line in red.history], "o-", ms=3, color=GREY)
 panels[1].set(xlabel="updates", ylabel="KL of paths (nats)")
-show(
-    figure,
-    "A few updates suffice. The first pays most nats; later ones find cheaper ones, at steps with more noise.",
+panels[0].legend(fontsize=8)
+show(figure, "A few updates suffice. The first pays many nats; later ones find cheaper ones, at steps with more noise.")
+table(
+    [
+        {
+            "designs of": "pretrained",
+            "redness": redness(before).mean().item(),
+            "KL (nats)": 0.0,
+            "KL by numbers": 0.0,
+            "calls": 0,
+        }
+    ]
+    + [
+        {
+            "designs of": f"alpha {alpha:g}",
+            "redness": redness(images).mean().item(),
+            "KL (nats)": run.history[-1]["kl_nats"],
+            "KL by numbers": run.history[-1]["kl_nats"] / images[0].size,
+            "calls": run.history[-1]["oracle_calls"],
+        }
+        for (alpha, run), images in zip(red.items(), after, strict=True)
+    ]
 )
-start, end = redness(before).mean().item(), redness(after).mean().item()
 say(
-    f"Redness of these twelve: {start:.2f} before, {end:.2f} after, for {red.history[-1]['oracle_calls']} calls. The KL, {red.history[-1]['kl_nats']:.0f} nats, is {red.history[-1]['kl_nats'] / before[0].size:.2f} nats for each of "
-    f"{before[0].size:,} numbers of an image. Nats of images are not nats of sequences."
+    f"An image is {before[0].size:,} numbers, so that a fraction of a nat for each is much. Nats of images are not nats of sequences."
 )
 
 # %% [markdown]
@@ -237,26 +258,29 @@ def bits(images):
 
 
 count = size(32, 4)
-of = {name: bits(images) for name, images in zip(("before", "after"), same_noise([emoji, red.policy], count, seed=4), strict=True)}  # fmt: skip
+drawn = same_noise([emoji, *(run.policy for run in red.values())], count, seed=4)
+of = {name: bits(images) for name, images in zip(("pretrained", *(f"alpha {a:g}" for a in red)), drawn, strict=True)}
 
 # %% tags=["hide"]
-figure, panel = axes(width=5.2, height=2.4)
+figure, panel = axes(width=5.4, height=2.4)
 spread = torch.linspace(-0.25, 0.25, count)
-for i, (values, colour) in enumerate(zip(of.values(), (BLUE, RED), strict=True)):
+for i, (values, colour) in enumerate(zip(of.values(), (BLUE, ORANGE, RED), strict=True)):
     panel.plot(values, i + spread, ".", color=colour, ms=5)
     panel.plot([values.median()] * 2, [i - 0.35, i + 0.35], color=colour, lw=2.5)
 held_out = dict(emoji.card)["metrics"]["test_bound_bits_per_dimension"]
 panel.axvline(held_out, color=GREY, ls="--", lw=1.2, label="held-out emoji, on the card")
 panel.legend(fontsize=8)
-panel.set_yticks(range(len(of)), [f"{name} tuning" for name in of])
-panel.set(xlabel="bits per number of an image (at most)", ylim=(-0.6, len(of) - 0.4))
+panel.set_yticks(range(len(of)), list(of))
+panel.set(xscale="log", xlabel="bits per number of an image (at most, log)", ylim=(-0.6, len(of) - 0.4))
 show(
     figure,
     "Each dot an emoji, lines are medians. Fine detail decides: smooth images are cheap, whether one likes them or not.",
 )
 say(
-    f"{of['before'].median().item():.2f} bits before and {of['after'].median().item():.2f} after, medians of {count}: a few images with specks cost many times that. A likelihood is a warning where it falls, and no praise where it rises: "
-    "a blank image has the highest of all."
+    "Medians: "
+    + ", ".join(f"{name} {values.median().item():.2f}" for name, values in of.items())
+    + f" bits, of {count} each; a few images with specks cost many times that. A likelihood is a "
+    "warning where it falls, and no praise where it rises: a blank image has the highest of all."
 )
 
 # %% [markdown]

@@ -251,3 +251,19 @@ def test_other_chains_are_read_state_by_state() -> None:
     for other in (any_order, finer):
         assert not other.at_once
         assert other.stepping() == other.step
+
+
+def test_a_run_reads_every_position_once() -> None:
+    """As one call on finished designs does. The twin reads whole states at every step."""
+    made, positions = policy(network()), []
+    made.denoiser.tower[0].read.register_forward_pre_hook(
+        lambda module, inputs: positions.append(inputs[0][..., 0].numel())
+    )
+
+    def read(chain: Policy) -> int:
+        positions.clear()
+        sample_states(chain, 8, torch.Generator())
+        return sum(positions)
+
+    assert read(made) == 8 * LENGTH
+    assert read(without_memory(made)) == 8 * LENGTH**2

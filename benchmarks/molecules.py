@@ -34,15 +34,16 @@ from difftilt.rng import Streams
 from difftilt.training.designs import best_of, draw
 from difftilt.training.evaluate import evaluate_steered
 
-REWARDS = {"qed": 0.015, "ease_of_synthesis": 0.2}
+REWARDS = {"qed": 0.0175, "ease_of_synthesis": 0.25}
 """Reward units per nat."""
 UPDATES = 80
-SHARED: dict[str, Any] = {"batch": 512, "learning_rate": 2e-4}
+FRESH = 512
+SHARED: dict[str, Any] = {"batch": FRESH, "learning_rate": 2e-4}
 """Large batches and small steps: noise of the gradient moves the policy too, and costs nats that buy nothing."""
 TRAINED: dict[str, dict[str, Any]] = {
     "ppo": SHARED,
     "reward_weighted_mle": SHARED,
-    "trajectory_balance": SHARED | {"log_z": "learned", "epochs": 2},
+    "trajectory_balance": SHARED | {"log_z": "learned", "batch": 2 * FRESH, "replay": 0.5, "minibatches": 4},
 }
 STEERED: dict[str, Any] = {
     "value_weighted": lambda alpha: dt.ValueWeighted(alpha=alpha, candidates=8),

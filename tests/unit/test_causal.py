@@ -13,6 +13,7 @@ from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.errors import ConfigError
 from difftilt.networks import CausalDenoiser, TransformerDenoiser
+from difftilt.networks.lora import lora
 from difftilt.processes.masked import Masked, in_order
 from difftilt.rng import seeded_initialisation
 from difftilt.training import pretrain as module
@@ -198,6 +199,19 @@ def test_a_run_with_memory_draws_the_same_chains_with_the_same_laws() -> None:
     assert kept.kl.mean() > 0.01
 
 
+def test_adapters_are_read_at_once_too() -> None:
+    made = lora(policy(network()), rank=2)
+    with torch.no_grad():
+        for number, parameter in enumerate(made.trainable()):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    assert made.at_once
+    kept, plain = (rollout(own, 50, torch.Generator().manual_seed(8)) for own in (made, without_memory(made)))
+    assert torch.equal(kept.states, plain.states)
+    torch.testing.assert_close(kept.log_prob, plain.log_prob, rtol=0, atol=1e-5)
+    steps = choose_steps(kept, torch.arange(50), 2, torch.Generator().manual_seed(9))
+    torch.testing.assert_close(steps.log_prob_under(made), steps.log_prob, rtol=0, atol=1e-5)
+
+
 def test_held_letters_are_remembered_too() -> None:
     made = policy(network()).holding(torch.tensor([-1, 2, -1, 0]))
     plain = without_memory(made).holding(made.fixed)
@@ -251,3 +265,19 @@ def test_other_chains_are_read_state_by_state() -> None:
     for other in (any_order, finer):
         assert not other.at_once
         assert other.stepping() == other.step
+
+
+def test_a_run_reads_every_position_once() -> None:
+    """As one call on finished designs does. The twin reads whole states at every step."""
+    made, positions = policy(network()), []
+    made.denoiser.tower[0].read.register_forward_pre_hook(
+        lambda module, inputs: positions.append(inputs[0][..., 0].numel())
+    )
+
+    def read(chain: Policy) -> int:
+        positions.clear()
+        sample_states(chain, 8, torch.Generator())
+        return sum(positions)
+
+    assert read(made) == 8 * LENGTH
+    assert read(without_memory(made)) == 8 * LENGTH**2

@@ -13,8 +13,9 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
   pretrained model nor the classifier was trained on.
 
 ``smooth_backprop`` raises a smooth stand-in for ``compressibility`` (:func:`smooth_size`) through the whole chain, and
-is judged by the JPEG as the others are: what a differentiable model of a black box is worth. It, and
-``reward_backprop`` of ``redness``, take 8 updates of 16 paths, and so fewer calls than the others.
+is judged by the JPEG as the others are, its frontier too: what a differentiable model of a black box is worth.
+``contrast_backprop`` has a second objective, without which small images are faint ones (:func:`kept_contrast`). They, and
+``reward_backprop`` of ``redness``, take updates of 16 paths, and fewer calls than the others; none of them of the JPEG.
 
 Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those
 that tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs
@@ -57,7 +58,7 @@ from difftilt.rng import Streams
 from difftilt.training.designs import DesignSet, best_of, draw, scored, summary
 from difftilt.values.regression import Regression, fit_value
 
-CALLS, DESIGNS, BLANK = 768, 64, 643
+CALLS, DESIGNS, BLANK, LEAST_CONTRAST = 768, 64, 643, 50
 SEEDS = (0, 1, 2)
 BATCH = 64
 SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 3e-3}
@@ -68,7 +69,8 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "ppo": lambda: dt.PPO(alpha=7e-5, **SHARED, **TRUST),
         "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
-        "smooth_backprop": lambda: dt.RewardBackprop(alpha=6e-4, batch=16, learning_rate=2e-4),
+        "smooth_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=16, learning_rate=5e-5),
+        "contrast_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=16, learning_rate=1e-4),
     },
     "redness": {
         "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
@@ -82,12 +84,17 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
 """alpha in kB, and in units of redness, per nat: thousands of nats are spent. Weights of ``reward_weighted_mle`` are
 exp(r / alpha) alone, without path correction, whose thousands of nats would leave one path all the weight: its alpha is
 half of a standard deviation of the reward, and its tilt compounds from update to update."""
+UPDATES = {"smooth_backprop": 24, "contrast_backprop": 24, "reward_backprop": 8}
+"""Of methods with small batches, low in noise, all of whose network learns."""
 ENTRIES = {"compressibility": EMOJI, "redness": EMOJI, "label-3": DIGITS}
 STEERED = ("best_of_n", "value_weighted")
 CANDIDATES = {"best_of_n": CALLS // DESIGNS, "value_weighted": CALLS // DESIGNS // 2}
 VALUE_ALPHA = {"compressibility": 0.02, "redness": 0.02, "label-3": 1.0}
 """Reward units per nat."""
-SPECIAL = {"compressibility": ("bytes removed", "of data's"), "label-3": ("threes, by neighbours",)}
+SPECIAL = {
+    "compressibility": ("bytes", "removed", "removed of data's", "nearly blank", "contrast, levels"),
+    "label-3": ("threes, by neighbours",),
+}
 """Columns of one reward's table alone."""
 PARTS = [(reward, method, seed) for seed in SEEDS for reward, own in TRAINED.items() for method in (*own, *STEERED)]
 
@@ -103,8 +110,8 @@ def one(reward_name: str, method: str, seed: int, out: Path) -> dict[str, Any]:
         row, after = steered(method, reward_name, policy, reward, streams)
         picture = grid(after.designs[:24], 12)
     else:
-        own = as_oracle(smooth_size()) if method == "smooth_backprop" else reward
-        row, tuned = trained(TRAINED[reward_name][method](), policy, own, seed)
+        own = as_oracle(STAND_INS[method]()) if method in STAND_INS else reward
+        row, tuned = trained(method, TRAINED[reward_name][method](), policy, own, reward, seed)
         after = draw(tuned, policy, reward, None, DESIGNS, streams("designs"))
         row["kl_nats"], row["kl_sense"] = after.path_log_ratio.mean().item(), "estimate"
         picture = before_and_after(policy, tuned, 0)
@@ -163,25 +170,50 @@ def smooth_size() -> PixelReward:
     return PixelReward(lambda pixels: -(slope * bits(pixels) + offset) / 1000, "smooth size")
 
 
+def kept_contrast() -> PixelReward:
+    """:func:`smooth_size` less 12 bytes for each level by which an image's contrast is below :data:`LEAST_CONTRAST`.
+
+    An image fades to white at about 9 bytes a level, so that fading does not pay below that contrast.
+    """
+    size = smooth_size().function
+    return PixelReward(lambda x: size(x) - 0.012 * F.relu(LEAST_CONTRAST - contrast(x)), "smooth size, contrast kept")
+
+
+def contrast(pixels: torch.Tensor) -> torch.Tensor:
+    """Root mean square distance of each image's pixels from its own mean colour, levels of 255."""
+    return 255 * ((pixels - pixels.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)) + 1e-6).sqrt()
+
+
+STAND_INS = {"smooth_backprop": smooth_size, "contrast_backprop": kept_contrast}
+
+
 def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, float]:
     """Plain means of a set of designs."""
     own = summary(designs, describe, streams("summary"))
     means = {name: own[name]["mean"] for name in ("reward", "pretrained_log_likelihood")}
+    means["contrast"] = contrast(pixels_of(designs.x_0)).mean().item()
     return means | {name: value for name, value in own.items() if isinstance(value, float)}
 
 
-def trained(algorithm: Any, policy: Policy, reward: Reward, seed: int) -> tuple[dict[str, Any], Policy]:
-    """Tune for all calls; the frontier is that of the batches it learned from."""
-    whole = algorithm.batch < BATCH  # of small batches, low in noise, all of the network learns
-    loop = dt.LoopConfig(steps=8 if whole else CALLS // BATCH, seed=seed, final_learning_rate=0.05 if whole else 0.3)
+def trained(
+    method: str, algorithm: Any, policy: Policy, reward: Reward, judge: Reward, seed: int
+) -> tuple[dict[str, Any], Policy]:
+    """Tune for all calls; the frontier is that of the batches it learned from, by the judge."""
+    whole = method in UPDATES and algorithm.batch < BATCH
+    loop = dt.LoopConfig(
+        steps=UPDATES[method] if whole else CALLS // BATCH,
+        seed=seed,
+        final_learning_rate=0.05 if whole else 0.3,
+        judge_every=1,
+    )
     start = policy.requires_grad_(True) if whole else few(policy)
-    result = dt.finetune(start, reward, algorithm, loop=loop, on_step=told)
-    last = result.history[-1]
+    result = dt.finetune(start, reward, algorithm, loop=loop, judge=None if judge is reward else judge, on_step=told)
+    last, shown = result.history[-1], "reward" if judge is reward else "judge"
     return {
         "alpha": algorithm.alpha,
         "oracle_calls": last["oracle_calls"],
         "network_evaluations": last["network_evaluations"],
-        "frontier": [[record["kl_nats"], record["reward"]] for record in result.history],
+        "frontier": [[record["kl_nats"], record[shown]] for record in result.history],
     }, result.policy
 
 
@@ -235,15 +267,15 @@ def table(out: Path) -> str:
         base = rows_of(out, reward, "best_of_n")
         if not base:
             continue
-        special = {"compressibility": ("bytes removed", "of data's"), "label-3": ("threes, by neighbours",)}.get(
-            reward, ()
-        )
+        special = SPECIAL.get(reward, ())
         heads = ("method", "seeds", "reward", *special, "distinct", "without near-duplicates",
                  "log-likelihood bound, nats", "KL, nats", "calls", "CPU s")  # fmt: skip
         lines += [f"`{reward}` of `{ENTRIES[reward].name}`", "", row_of(heads), "|" + "---|" * len(heads)]
         first = [row["before"] for row in base]
         known = [row["truth"] for row in base if "truth" in row]
         start = [spread([row["threes_before"] for row in known], "{:.0%}")] if known else [""] * len(special)
+        if reward == "compressibility":
+            start = [spread(each(first, "jpeg_bytes"), "{:.0f}"), "", "", *small(first)]
         lines.append(
             row_of(["pretrained", len(base), spread(each(first, "reward"), "{:.3f}"), *start, *quality(first), 0])
         )
@@ -258,7 +290,8 @@ def table(out: Path) -> str:
             after, cells = [row["after"] for row in mine], []
             if reward == "compressibility":
                 starts = statistics.fmean(each(first, "jpeg_bytes")), base[0]["data_bytes"]
-                cells = [spread([removed(row, start) for row in mine], "{:.0%}") for start in starts]
+                shares = [spread([removed(row, start) for row in mine], "{:.0%}") for start in starts]
+                cells = [spread(each(after, "jpeg_bytes"), "{:.0f}"), *shares, *small(after)]
             elif known:
                 cells = [spread(each(after, "threes"), "{:.0%}")]
             sense = "" if mine[0]["kl_sense"] == "estimate" else "at most "
@@ -284,6 +317,11 @@ def quality(rows: Sequence[dict[str, Any]]) -> list[str]:
     """How many designs differ, and how likely they are."""
     forms = {"unique_fraction": "{:.0%}", "without_near_duplicates": "{:.0%}", "pretrained_log_likelihood": "{:.0f}"}
     return [spread(each(rows, name), form) for name, form in forms.items()]
+
+
+def small(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What small images may have lost."""
+    return [spread(each(rows, "blank_fraction"), "{:.0%}"), spread(each(rows, "contrast"), "{:.0f}")]
 
 
 def plot(out: Path) -> None:

@@ -14,7 +14,7 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 
 ``smooth_backprop`` raises a smooth stand-in for ``compressibility`` (:func:`smooth_size`) through the whole chain, and
 is judged by the JPEG as the others are, its frontier too: what a differentiable model of a black box is worth.
-``contrast_backprop`` has a second objective, without which small images are faint ones (:func:`kept_contrast`). They, and
+``contrast_backprop`` has a second objective, without which small images are faint (:func:`kept_contrast`). They, and
 ``reward_backprop`` of ``redness``, take updates of 16 paths, and fewer calls than the others; none of them of the JPEG.
 
 Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those

@@ -262,7 +262,7 @@ def removed(row: dict[str, Any], before: float) -> float:
 
 def table(out: Path) -> str:
     """Means over seeds with the least and the largest of them, a row for each method, a table for each reward."""
-    lines = []
+    lines: list[str] = []
     for reward, own in TRAINED.items():
         base = rows_of(out, reward, "best_of_n")
         if not base:

@@ -320,8 +320,9 @@ def quality(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def small(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What small images may have lost."""
-    return [spread(each(rows, "blank_fraction"), "{:.0%}"), spread(each(rows, "contrast"), "{:.0f}")]
+    """What small images may have lost; nothing where a part does not say."""
+    forms = {"blank_fraction": "{:.0%}", "contrast": "{:.0f}"}
+    return [spread(each(rows, name), form) if all(name in row for row in rows) else "" for name, form in forms.items()]
 
 
 def plot(out: Path) -> None:

@@ -250,9 +250,9 @@ def rows_of(out: Path, reward: str, method: str) -> list[dict[str, Any]]:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """A mean over seeds with the least and the largest."""
-    shown = form.format(statistics.fmean(values))
-    return shown if len(values) < 2 else f"{shown} ({form.format(min(values))} to {form.format(max(values))})"
+    """A mean over seeds with the least and the largest, where they differ."""
+    shown, least, most = (form.format(of(values)) for of in (statistics.fmean, min, max))
+    return shown if least == most else f"{shown} ({least} to {most})"
 
 
 def removed(row: dict[str, Any], before: float) -> float:
@@ -277,7 +277,9 @@ def table(out: Path) -> str:
         if reward == "compressibility":
             start = [spread(each(first, "jpeg_bytes"), "{:.0f}"), "", "", *small(first)]
         lines.append(
-            row_of(["pretrained", len(base), spread(each(first, "reward"), "{:.3f}"), *start, *quality(first), 0])
+            row_of(
+                ["pretrained", len(base), spread(each(first, "reward"), "{:.3f}"), *start, *quality(first), 0, "", ""]
+            )
         )
         if known:
             cells = [spread(each(known, name), form) for name, form in (("reward", "{:.3f}"), ("threes", "{:.0%}"))]

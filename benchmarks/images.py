@@ -15,7 +15,7 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 ``smooth_backprop`` raises a smooth stand-in for ``compressibility`` (:func:`smooth_size`) through the whole chain, and
 is judged by the JPEG as the others are, its frontier too: what a differentiable model of a black box is worth.
 ``contrast_backprop`` has a second objective, without which small images are faint (:func:`kept_contrast`). They, and
-``reward_backprop`` of ``redness``, take updates of 16 paths, and fewer calls than the others; none of them of the JPEG.
+``reward_backprop`` of ``redness``, take updates of 8 or 16 paths, and fewer calls than the others; none of the JPEG.
 
 Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those
 that tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs
@@ -52,6 +52,7 @@ from difftilt.domains.image import DIGITS, EMOJI
 from difftilt.domains.image.describing import pixels_of
 from difftilt.domains.image.pictures import before_and_after, grid
 from difftilt.metrics.images import pairwise
+from difftilt.networks.windowed import Windowed
 from difftilt.rewards.images import QUALITY, PixelReward, as_pixels, jpeg_bytes
 from difftilt.rewards.oracle import as_oracle
 from difftilt.rng import Streams
@@ -69,7 +70,7 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "ppo": lambda: dt.PPO(alpha=7e-5, **SHARED, **TRUST),
         "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
-        "smooth_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=16, learning_rate=5e-5),
+        "smooth_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=8, learning_rate=5e-5),
         "contrast_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=16, learning_rate=1e-4),
     },
     "redness": {
@@ -84,8 +85,15 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
 """alpha in kB, and in units of redness, per nat: thousands of nats are spent. Weights of ``reward_weighted_mle`` are
 exp(r / alpha) alone, without path correction, whose thousands of nats would leave one path all the weight: its alpha is
 half of a standard deviation of the reward, and its tilt compounds from update to update."""
-UPDATES = {"smooth_backprop": 24, "contrast_backprop": 24, "reward_backprop": 8}
+UPDATES = {
+    ("compressibility", "smooth_backprop"): 24,
+    ("compressibility", "contrast_backprop"): 40,
+    ("redness", "reward_backprop"): 8,
+    ("label-3", "reward_backprop"): 48,
+}
 """Of methods with small batches, low in noise, all of whose network learns."""
+EARLY = {"label-3": 0.3}
+"""Time down to which steps are tuned: what is drawn is decided there, and how is not, which is where nats are dear."""
 ENTRIES = {"compressibility": EMOJI, "redness": EMOJI, "label-3": DIGITS}
 STEERED = ("best_of_n", "value_weighted")
 CANDIDATES = {"best_of_n": CALLS // DESIGNS, "value_weighted": CALLS // DESIGNS // 2}
@@ -111,7 +119,7 @@ def one(reward_name: str, method: str, seed: int, out: Path) -> dict[str, Any]:
         picture = grid(after.designs[:24], 12)
     else:
         own = as_oracle(STAND_INS[method]()) if method in STAND_INS else reward
-        row, tuned = trained(method, TRAINED[reward_name][method](), policy, own, reward, seed)
+        row, tuned = trained(reward_name, method, TRAINED[reward_name][method](), policy, own, reward, seed)
         after = draw(tuned, policy, reward, None, DESIGNS, streams("designs"))
         row["kl_nats"], row["kl_sense"] = after.path_log_ratio.mean().item(), "estimate"
         picture = before_and_after(policy, tuned, 0)
@@ -195,18 +203,27 @@ def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, fl
     return means | {name: value for name, value in own.items() if isinstance(value, float)}
 
 
+def early(policy: Policy, low: float) -> Policy:
+    """A chain of which the steps from times above ``low`` are tuned, where nats are cheap; p_pre runs the others."""
+    made = policy.copy()
+    made.denoiser = Windowed(made.denoiser, policy.frozen_copy().denoiser, 1.0, low)
+    return made
+
+
 def trained(
-    method: str, algorithm: Any, policy: Policy, reward: Reward, judge: Reward, seed: int
+    reward_name: str, method: str, algorithm: Any, policy: Policy, reward: Reward, judge: Reward, seed: int
 ) -> tuple[dict[str, Any], Policy]:
     """Tune for all calls; the frontier is that of the batches it learned from, by the judge."""
-    whole = method in UPDATES and algorithm.batch < BATCH
+    updates = UPDATES.get((reward_name, method))
     loop = dt.LoopConfig(
-        steps=UPDATES[method] if whole else CALLS // BATCH,
+        steps=updates or CALLS // BATCH,
         seed=seed,
-        final_learning_rate=0.05 if whole else 0.3,
+        final_learning_rate=0.05 if updates else 0.3,
         judge_every=1,
     )
-    start = policy.requires_grad_(True) if whole else few(policy)
+    start = policy.requires_grad_(True) if updates else few(policy)
+    if reward_name in EARLY:
+        start = early(start, EARLY[reward_name])
     result = dt.finetune(start, reward, algorithm, loop=loop, judge=None if judge is reward else judge, on_step=told)
     last, shown = result.history[-1], "reward" if judge is reward else "judge"
     return {

@@ -79,7 +79,7 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
     },
     "label-3": {
         "ppo": lambda: dt.PPO(alpha=1.0, **{**SHARED, "learning_rate": 3e-4}, **TRUST),
-        "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=BATCH, learning_rate=1e-3),
+        "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=16, learning_rate=2e-4),
     },
 }
 """alpha in kB, and in units of redness, per nat: thousands of nats are spent. Weights of ``reward_weighted_mle`` are

@@ -14,7 +14,7 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
 
 ``smooth_backprop`` raises a smooth stand-in for ``compressibility`` (:func:`smooth_size`) through the whole chain, and
 is judged by the JPEG as the others are, its frontier too: what a differentiable model of a black box is worth.
-``contrast_backprop`` has a second objective, without which small images are faint (:func:`kept_contrast`). They, and
+``guarded_backprop`` has a second objective, without which small images are faint (:func:`guarded_size`). They, and
 ``reward_backprop`` of ``redness``, take updates of 8 or 16 paths, and fewer calls than the others; none of the JPEG.
 
 Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those
@@ -59,7 +59,9 @@ from difftilt.rng import Streams
 from difftilt.training.designs import DesignSet, best_of, draw, scored, summary
 from difftilt.values.regression import Regression, fit_value
 
-CALLS, DESIGNS, BLANK, LEAST_CONTRAST = 768, 64, 643, 50
+CALLS, DESIGNS, BLANK = 768, 64, 643
+CONTRAST, INK = 40, 0.15
+"""Least levels, and least share: three quarters, and half, of the pretrained model's means."""
 SEEDS = (0, 1, 2)
 BATCH = 64
 SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 3e-3}
@@ -71,7 +73,7 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
         "smooth_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=8, learning_rate=5e-5),
-        "contrast_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=16, learning_rate=1e-4),
+        "guarded_backprop": lambda: dt.RewardBackprop(alpha=8e-5, batch=8, learning_rate=1.5e-4),
     },
     "redness": {
         "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
@@ -87,7 +89,7 @@ exp(r / alpha) alone, without path correction, whose thousands of nats would lea
 half of a standard deviation of the reward, and its tilt compounds from update to update."""
 UPDATES = {
     ("compressibility", "smooth_backprop"): 24,
-    ("compressibility", "contrast_backprop"): 40,
+    ("compressibility", "guarded_backprop"): 40,
     ("redness", "reward_backprop"): 8,
     ("label-3", "reward_backprop"): 48,
 }
@@ -178,13 +180,19 @@ def smooth_size() -> PixelReward:
     return PixelReward(lambda pixels: -(slope * bits(pixels) + offset) / 1000, "smooth size")
 
 
-def kept_contrast() -> PixelReward:
-    """:func:`smooth_size` less 12 bytes for each level by which an image's contrast is below :data:`LEAST_CONTRAST`.
+def guarded_size() -> PixelReward:
+    """:func:`smooth_size` with a price on what is cheap in bytes and no icon: faint, tiny and plain images.
 
-    An image fades to white at about 9 bytes a level, so that fading does not pay below that contrast.
+    12 bytes for each level by which an image's contrast is below :data:`CONTRAST` (fading saves about 9), and 30 for
+    each hundredth by which its ink is below :data:`INK`. One of the two alone is met by small dark sticks (contrast)
+    or by tinted pages (ink).
     """
     size = smooth_size().function
-    return PixelReward(lambda x: size(x) - 0.012 * F.relu(LEAST_CONTRAST - contrast(x)), "smooth size, contrast kept")
+
+    def guarded(x: torch.Tensor) -> torch.Tensor:
+        return size(x) - 0.012 * F.relu(CONTRAST - contrast(x)) - 3 * F.relu(INK - ink(x))
+
+    return PixelReward(guarded, "smooth size, contrast and ink kept")
 
 
 def contrast(pixels: torch.Tensor) -> torch.Tensor:
@@ -192,14 +200,20 @@ def contrast(pixels: torch.Tensor) -> torch.Tensor:
     return 255 * ((pixels - pixels.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)) + 1e-6).sqrt()
 
 
-STAND_INS = {"smooth_backprop": smooth_size, "contrast_backprop": kept_contrast}
+def ink(pixels: torch.Tensor) -> torch.Tensor:
+    """Mean over each image of 1 less the least of R, G and B: 0 for white, 1 for black and for pure colours."""
+    return (1 - pixels.amin(1)).mean((1, 2))
+
+
+STAND_INS = {"smooth_backprop": smooth_size, "guarded_backprop": guarded_size}
 
 
 def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, float]:
     """Plain means of a set of designs."""
     own = summary(designs, describe, streams("summary"))
     means = {name: own[name]["mean"] for name in ("reward", "pretrained_log_likelihood")}
-    means["contrast"] = contrast(pixels_of(designs.x_0)).mean().item()
+    pixels = pixels_of(designs.x_0)
+    means |= {name: of(pixels).mean().item() for name, of in (("contrast", contrast), ("ink", ink))}
     return means | {name: value for name, value in own.items() if isinstance(value, float)}
 
 

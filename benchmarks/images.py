@@ -80,7 +80,7 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1e-4, batch=16, learning_rate=2e-4),
     },
     "label-3": {
-        "ppo": lambda: dt.PPO(alpha=1.0, **{**SHARED, "learning_rate": 3e-4}, **TRUST),
+        "ppo": lambda: dt.PPO(alpha=1.0, **SHARED, **TRUST),
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=16, learning_rate=2e-4),
     },
 }

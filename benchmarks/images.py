@@ -69,14 +69,14 @@ SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 
 TRUST: dict[str, Any] = {"epochs": 1, "minibatches": 2, "ratio": "gaussian_kl", "trust_kl": 1.0, "kl": "closed_form"}
 TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
     "compressibility": {
-        "ppo": lambda: dt.PPO(alpha=7e-5, **SHARED, **TRUST),
-        "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
+        "ppo": lambda: dt.PPO(alpha=1e-3, **SHARED, **TRUST),
+        "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=1e-3, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
         "smooth_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=8, learning_rate=5e-5),
         "guarded_backprop": lambda: dt.RewardBackprop(alpha=1e-4, batch=8, learning_rate=1.5e-4),
     },
     "redness": {
-        "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
+        "ppo": lambda: dt.PPO(alpha=1e-3, **SHARED, **TRUST),
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1e-4, batch=16, learning_rate=2e-4),
     },
     "label-3": {
@@ -84,7 +84,7 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=16, learning_rate=2e-4),
     },
 }
-"""alpha in kB, and in units of redness, per nat: thousands of nats are spent. Weights of ``reward_weighted_mle`` are
+"""alpha in kB, and in units of redness, per nat: tens to hundreds of nats are spent. Weights of ``reward_weighted_mle`` are
 exp(r / alpha) alone, without path correction, whose thousands of nats would leave one path all the weight: its alpha is
 half of a standard deviation of the reward, and its tilt compounds from update to update."""
 UPDATES = {
@@ -94,8 +94,9 @@ UPDATES = {
     ("label-3", "reward_backprop"): 48,
 }
 """Of methods with small batches, low in noise, all of whose network learns."""
-EARLY = {"label-3": 0.3}
-"""Time down to which steps are tuned: what is drawn is decided there, and how is not, which is where nats are dear."""
+EARLY = 0.3
+"""Time down to which steps are tuned by methods that see no gradient of the reward, and toward a class by all: what is
+drawn is decided there, and how it is drawn is not, which is where nats are dear."""
 ENTRIES = {"compressibility": EMOJI, "redness": EMOJI, "label-3": DIGITS}
 STEERED = ("best_of_n", "value_weighted")
 CANDIDATES = {"best_of_n": CALLS // DESIGNS, "value_weighted": CALLS // DESIGNS // 2}
@@ -224,8 +225,8 @@ def trained(
         judge_every=1,
     )
     start = policy.requires_grad_(True) if updates else few(policy)
-    if reward_name in EARLY:
-        start = early(start, EARLY[reward_name])
+    if not updates or reward_name == "label-3":
+        start = early(start, EARLY)
     result = dt.finetune(start, reward, algorithm, loop=loop, judge=None if judge is reward else judge, on_step=told)
     last, shown = result.history[-1], "reward" if judge is reward else "judge"
     return {

@@ -84,9 +84,9 @@ TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=16, learning_rate=2e-4),
     },
 }
-"""alpha in kB, and in units of redness, per nat: tens to hundreds of nats are spent. Weights of ``reward_weighted_mle`` are
-exp(r / alpha) alone, without path correction, whose thousands of nats would leave one path all the weight: its alpha is
-half of a standard deviation of the reward, and its tilt compounds from update to update."""
+"""alpha in kB, in units of redness, and in nats, per nat. Weights of ``reward_weighted_mle`` are exp(r / alpha) alone,
+without path correction, whose many nats would leave one path all the weight: its alpha is half of a standard deviation
+of the reward, and its tilt compounds from update to update."""
 UPDATES = {
     ("compressibility", "smooth_backprop"): 24,
     ("compressibility", "guarded_backprop"): 40,

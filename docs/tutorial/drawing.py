@@ -10,10 +10,12 @@ import io
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 torch.set_num_threads(1)
@@ -68,15 +70,41 @@ def axes(columns: int = 1, rows: int = 1, *, width: float = 5.4, height: float =
     return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
+def pictures(rows: dict[str, Sequence[Any]], told: str, *, scale: int = 3, gap: int = 2) -> None:
+    """Show rows of equally large pictures, 8-bit arrays, each row with its name; the page shows through the gaps."""
+    high, wide = next(iter(rows.values()))[0].shape[:2]
+    columns = max(map(len, rows.values()))
+    sheet = np.zeros((len(rows) * (high + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8)
+    for i, row in enumerate(rows.values()):
+        for j, picture in enumerate(row):
+            colour = picture if picture.ndim == 3 else picture[..., None].repeat(3, -1)
+            place = sheet[i * (high + gap) : i * (high + gap) + high, j * (wide + gap) : j * (wide + gap) + wide]
+            place[..., :3], place[..., 3] = colour[..., :3], 255
+    width = 7.4
+    figure, panel = axes(width=width, height=0.1 + 0.86 * width * sheet.shape[0] / sheet.shape[1])
+    panel.imshow(sheet.repeat(scale, 0).repeat(scale, 1), interpolation="none")
+    panel.set_yticks([scale * (i * (high + gap) + high / 2) for i in range(len(rows))], list(rows), fontsize=8)
+    panel.tick_params(length=0)
+    panel.set_xticks([])
+    panel.grid(False)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    show(figure, told)
+
+
 def show(figure: Any, told: str) -> None:
     """Show a figure; ``told`` says in a sentence what is to be seen, for those who cannot."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)
-    svg = buffer.getvalue()
+    show_svg(buffer.getvalue(), told, wide=figure.get_size_inches()[0] > 6)
+
+
+def show_svg(svg: str, told: str, *, wide: bool = True) -> None:
+    """Show a drawing whose lines are black or :data:`INK`: both take the colour of the page."""
     svg = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL).replace(INK, "currentColor")
-    wide = figure.get_size_inches()[0] > 6
+    svg = re.sub(r"<metadata>.*?</metadata>|<style>@media.*?</style>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace("#000000", "currentColor")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told, quote=True)}" ', 1)
     caption = f"<figcaption>{html.escape(told)}</figcaption>"
     _display({"text/html": f'<figure class="{"wide" if wide else "plain"}"><div>{svg}</div>{caption}</figure>'}, told)

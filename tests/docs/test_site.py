@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "docs"))
 
+import mathml
 import pages
 import rst
 import sources
@@ -96,7 +97,6 @@ def test_a_link_to_a_file_that_is_not_there_is_refused():
 
 
 def test_every_formula_of_the_sources_can_be_set():
-    mathml = pytest.importorskip("mathml", reason="needs latex2mathml: pip install '.[docs]'")
     for module in sources.modules().values():
         for text in (module.text, *(symbol.text for symbol in module.symbols)):
             for tex in rst.formulas(text):
@@ -106,12 +106,10 @@ def test_every_formula_of_the_sources_can_be_set():
 
 
 def test_a_formula_with_an_unknown_command_is_refused():
-    mathml = pytest.importorskip("mathml", reason="needs latex2mathml: pip install '.[docs]'")
     with pytest.raises(mathml.UnknownTeXError, match="simpler commands"):
         mathml.mathml(r"a = \nosuchthing{b}", block=True)
 
 
 def test_lines_are_split_outside_of_braces_only():
-    mathml = pytest.importorskip("mathml", reason="needs latex2mathml: pip install '.[docs]'")
     found = mathml.rows(r"a &= b \qquad (1) \\ c &= \begin{cases} d \\ e \end{cases} \quad (2)")
     assert [number for _, number in found] == ["(1)", "(2)"]

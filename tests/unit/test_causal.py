@@ -7,11 +7,13 @@ import itertools
 import pytest
 import torch
 
+from difftilt.algorithms.paths import choose_steps
 from difftilt.core.codec import TokenCodec
-from difftilt.core.policy import Policy
+from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.trajectory import rollout, sample_states
 from difftilt.errors import ConfigError
 from difftilt.networks import CausalDenoiser, TransformerDenoiser
+from difftilt.networks.lora import lora
 from difftilt.processes.masked import Masked, in_order
 from difftilt.rng import seeded_initialisation
 from difftilt.training import pretrain as module
@@ -164,3 +166,118 @@ def test_a_temperature_of_0_is_refused() -> None:
 )
 def test_in_order_is_one_position_after_the_other(stages: list | None, ordered: bool) -> None:
     assert Masked(LETTERS, stages=stages).in_order == ordered
+
+
+def without_memory(made: Policy) -> Policy:
+    """The same chain, whose network is called on whole states at every step."""
+    plain = policy(made.denoiser)
+    plain.stepping = lambda: plain.step  # type: ignore[method-assign]
+    return plain
+
+
+def differently_tuned() -> tuple[Policy, Policy]:
+    """A policy, and one whose network has moved."""
+    other = network()
+    with torch.no_grad():
+        for number, parameter in enumerate(other.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    return policy(network()), policy(other)
+
+
+def test_a_run_with_memory_draws_the_same_chains_with_the_same_laws() -> None:
+    made, reference = differently_tuned()
+    kept, plain = (
+        rollout(own, 200, torch.Generator().manual_seed(4), references=[theirs], with_kl=True)
+        for own, theirs in ((made, reference), (without_memory(made), without_memory(reference)))
+    )
+    assert torch.equal(kept.states, plain.states)
+    torch.testing.assert_close(kept.log_prob, plain.log_prob, rtol=0, atol=1e-5)
+    torch.testing.assert_close(kept.reference_log_prob, plain.reference_log_prob, rtol=0, atol=1e-5)
+    assert kept.kl is not None
+    assert plain.kl is not None
+    torch.testing.assert_close(kept.kl, plain.kl, rtol=0, atol=1e-5)
+    assert kept.kl.mean() > 0.01
+
+
+def test_adapters_are_read_at_once_too() -> None:
+    made = lora(policy(network()), rank=2)
+    with torch.no_grad():
+        for number, parameter in enumerate(made.trainable()):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    assert made.at_once
+    kept, plain = (rollout(own, 50, torch.Generator().manual_seed(8)) for own in (made, without_memory(made)))
+    assert torch.equal(kept.states, plain.states)
+    torch.testing.assert_close(kept.log_prob, plain.log_prob, rtol=0, atol=1e-5)
+    steps = choose_steps(kept, torch.arange(50), 2, torch.Generator().manual_seed(9))
+    torch.testing.assert_close(steps.log_prob_under(made), steps.log_prob, rtol=0, atol=1e-5)
+
+
+def test_held_letters_are_remembered_too() -> None:
+    made = policy(network()).holding(torch.tensor([-1, 2, -1, 0]))
+    plain = without_memory(made).holding(made.fixed)
+    plain.stepping = lambda: plain.step  # type: ignore[method-assign]
+    kept, whole = (rollout(own, 100, torch.Generator().manual_seed(5)) for own in (made, plain))
+    assert torch.equal(kept.states, whole.states)
+    torch.testing.assert_close(kept.log_prob, whole.log_prob, rtol=0, atol=1e-5)
+
+
+def test_a_memory_of_other_chains_gives_another_law() -> None:
+    """The twin: keys and values belong to the chains that were read."""
+    made = network()
+    memory, other, x = made.memory(), made.memory(), torch.full((2, LENGTH), MASK)
+    x[:, 0] = torch.tensor([0, 1])
+    for remembered, rows in ((memory, x), (other, x.flip(0))):
+        for _ in range(2):
+            made(rows, torch.zeros(2), None, remembered)
+    after = [made(x, torch.zeros(2), None, remembered)[:, 2] for remembered in (memory, other)]
+    torch.testing.assert_close(after[0], made(x, torch.zeros(2))[:, 2], rtol=0, atol=1e-5)
+    assert (after[0] - after[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+def test_steps_of_a_path_are_read_in_one_call_with_the_same_laws_and_gradients(count: int | None) -> None:
+    made, behaviour = differently_tuned()
+    path = rollout(behaviour, 6, torch.Generator().manual_seed(6))
+    steps = choose_steps(path, torch.tensor([4, 0, 5]), count, torch.Generator().manual_seed(7))
+    gradients = []
+    for law in (steps.law(made), made.step(steps.x_t, steps.t, steps.s)):
+        made.denoiser.zero_grad()
+        log_prob = law.log_prob(steps.x_s)
+        log_prob.square().sum().backward()
+        gradients.append(
+            (log_prob.detach(), *(p.grad.clone() for p in made.denoiser.parameters() if p.grad is not None))
+        )
+    for at_once, each in zip(*gradients, strict=True):
+        torch.testing.assert_close(at_once, each, rtol=1e-4, atol=1e-5)
+    with counting_passes(made) as passes:
+        steps.law(made)
+    assert passes.rows == 3, "one state of each path"
+
+
+def test_other_chains_are_read_state_by_state() -> None:
+    """More steps than positions, other orders and full attention are not read at once."""
+    causal = network()
+    assert policy(causal).at_once
+    assert not policy(network(TransformerDenoiser)).at_once
+    any_order = Policy(causal, Masked(LETTERS), TokenCodec("ABC", LENGTH), (LENGTH,), steps=LENGTH)
+    process = Masked(LETTERS, reveal="independent", stages=in_order(LENGTH))
+    finer = Policy(causal, process, TokenCodec("ABC", LENGTH), (LENGTH,), steps=2 * LENGTH)
+    for other in (any_order, finer):
+        assert not other.at_once
+        assert other.stepping() == other.step
+
+
+def test_a_run_reads_every_position_once() -> None:
+    """As one call on finished designs does. The twin reads whole states at every step."""
+    made, positions = policy(network()), []
+    made.denoiser.tower[0].read.register_forward_pre_hook(
+        lambda module, inputs: positions.append(inputs[0][..., 0].numel())
+    )
+
+    def read(chain: Policy) -> int:
+        positions.clear()
+        sample_states(chain, 8, torch.Generator())
+        return sum(positions)
+
+    assert read(made) == 8 * LENGTH
+    assert read(without_memory(made)) == 8 * LENGTH**2

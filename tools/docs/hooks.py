@@ -1,7 +1,8 @@
 """Hooks of MkDocs: made pages go in, links out of ``docs`` are led right, formulas become MathML, figures are set in.
 
 The build stops at what a strict MkDocs warns of (a link or a reference to nothing), at a public symbol without a
-docstring, at a formula that cannot be set, and at a notebook that has not been run as it now stands.
+docstring, at a formula that cannot be set, at a notebook that has not been run as it now stands, and at a number that
+is not what its source says (``quotes.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import mathml
 import notebooks
 import pages
+import quotes
 import sources
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -79,8 +81,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links out of ``docs`` become links within the site."""
-    return pages.relinked(markdown, page.file.src_uri)
+    """Links out of ``docs`` become links within the site; numbers are those of their sources."""
+    try:
+        lost = quotes.stale(markdown) if quotes.MARK.search(markdown) else []
+    except quotes.SourceError as error:
+        raise PluginError(f"{page.file.src_uri}: {error}") from None
+    if lost:
+        raise PluginError(f"{page.file.src_uri}: {lost[0]}; run `python tools/docs/quotes.py --write`")
+    return quotes.shown(pages.relinked(markdown, page.file.src_uri))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

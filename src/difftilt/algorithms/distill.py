@@ -30,7 +30,7 @@ from difftilt.core.algorithm import Anchor, Sampler
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward, score, under
-from difftilt.core.trajectory import Trajectory, step_log_prob
+from difftilt.core.trajectory import Trajectory
 from difftilt.core.value import Value
 from difftilt.errors import UnsupportedError, nearest
 from difftilt.rewards.oracle import as_oracle
@@ -144,5 +144,5 @@ class Distill(PathSettings):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
-        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        log_prob = steps.log_prob_under(state.policy)
         return weighted_mle_loss(log_prob, targets[steps.path], scale=steps.scale, paths=len(rows)), {}

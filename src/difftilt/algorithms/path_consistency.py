@@ -35,7 +35,6 @@ from difftilt.algorithms.state import check_settings, refuse_conditions
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
-from difftilt.core.trajectory import step_log_prob
 from difftilt.errors import ConfigError
 from difftilt.rng import seeded_initialisation
 from difftilt.types import Float, Int, Tensor
@@ -159,7 +158,7 @@ class PathConsistency(OffPolicySettings, FeasibilitySettings):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1) in nats over the feasible paths, and the push of the others towards feasibility."""
-        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        log_prob = steps.log_prob_under(state.policy)
         change = log_prob - (steps.log_prob if steps.scale == 1 else log_prob.detach())
         place = torch.arange(len(rows), device=rows.device).repeat(len(steps.k) // len(rows))
         log_ratio = targets[:, rows].index_put((steps.k, place), steps.scale * change, accumulate=True)

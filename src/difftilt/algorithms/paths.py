@@ -27,7 +27,8 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions, rows_of
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward, Scores, score, under
-from difftilt.core.trajectory import Trajectory, rollout
+from difftilt.core.trajectory import Trajectory, log_prob_of, rollout
+from difftilt.core.transition import Transition
 from difftilt.types import Bool, Condition, Float, Int, Tensor
 
 
@@ -110,6 +111,24 @@ class Steps:
     cond: Condition | None
     mean: Tensor | None = None
     """Of the Gaussian step as stored at rollout, where it was."""
+
+    def law(self, policy: Policy) -> Transition:
+        """The law of each step under a policy. Gradient flows to its denoiser.
+
+        One that is :attr:`~difftilt.core.policy.Policy.at_once` reads the last state of each path, not every state.
+        """
+        if not policy.at_once:
+            return policy.step(self.x_t, self.t, self.s, self.cond)
+        paths, place = self.path.unique(return_inverse=True)
+        last = self.k.new_zeros(len(paths)).scatter_reduce(0, place, self.k, "amax")
+        furthest = (self.k == last[place]).nonzero()[:, 0]
+        row = self.k.new_zeros(len(paths)).scatter(0, place[furthest], furthest)
+        logits = policy.denoiser(self.x_t[row], self.t[row], rows_of(self.cond, row))
+        return policy.process.transition(logits[place], self.x_t, self.t, self.s)
+
+    def log_prob_under(self, policy: Policy) -> Float[Tensor, " R"]:
+        """Log-probability of each step under a policy, nats, float64. Gradient flows to its denoiser."""
+        return log_prob_of(self.law(policy), self.x_s).double()
 
 
 def choose_steps(trajectory: Trajectory, paths: Int[Tensor, " P"], count: int | None, rng: torch.Generator) -> Steps:
@@ -215,19 +234,19 @@ class PathSettings(ABC):
         """The passes over ``data``."""
         path, returns = data.path, data.returns(state.weights)
         targets = self.targets(state, data)
-        norms, evaluations, calls = [], data.network_evaluations, data.oracle_calls
+        norms, calls = [], data.oracle_calls
         watched: list[dict[str, Tensor]] = []
         epochs, minibatches = self.passes()
-        for _ in range(epochs):
-            order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
-            for rows in order.tensor_split(min(minibatches, path.batch)):
-                steps = choose_steps(path, rows, self.steps_per_path, rng)
-                seen: list[dict[str, Tensor]] = []
-                losses = self._losses(state, data, targets, steps, rows, rng, seen)
-                norms.append(state.descend(losses, self.max_gradient_norm))
-                watched.append(_joined(seen))
-                evaluations += self.evaluations(state, steps)
-                calls += self.scored(steps)
+        with counting_passes(state.policy, *state.references) as read:
+            for _ in range(epochs):
+                order = torch.randperm(path.batch, generator=rng, device=state.policy.device)
+                for rows in order.tensor_split(min(minibatches, path.batch)):
+                    steps = choose_steps(path, rows, self.steps_per_path, rng)
+                    seen: list[dict[str, Tensor]] = []
+                    losses = self._losses(state, data, targets, steps, rows, rng, seen)
+                    norms.append(state.descend(losses, self.max_gradient_norm))
+                    watched.append(_joined(seen))
+                    calls += self.scored(steps)
         state.updates += 1
         counted = data.own if data.own.any() else torch.ones_like(data.own)
         away = (path.log_prob.sum(0) - data.behaviour_log_prob).where(~data.own, 0.0)[counted]
@@ -239,7 +258,7 @@ class PathSettings(ABC):
             feasible_fraction=(weight[feasible].sum() / weight.sum()).item(),
             return_std=Scores(returns[counted]).std / state.alpha,
             gradient_norm=torch.stack(norms).mean().item(),
-            network_evaluations=evaluations,
+            network_evaluations=data.network_evaluations + read.rows,
             oracle_calls=calls,
             **self.watch(watched),
         )
@@ -277,10 +296,6 @@ class PathSettings(ABC):
     def parts(self, steps: Steps) -> list[Steps]:
         """The steps of a minibatch, as :meth:`loss` is to read them one after the other; its values are then summed."""
         return [steps]
-
-    def evaluations(self, state: Any, steps: Steps) -> int:
-        """Network passes of one :meth:`loss`."""
-        return len(steps.path)
 
     def scored(self, steps: Steps) -> int:
         """Designs that one :meth:`loss` has scored."""

@@ -215,7 +215,7 @@ class PPO(BaselineSettings):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1) or (3), and (2) where the KL is in closed form."""
-        law, advantage = state.policy.step(steps.x_t, steps.t, steps.s, steps.cond), targets[steps.k, steps.path]
+        law, advantage = steps.law(state.policy), targets[steps.k, steps.path]
         log_prob = law.log_prob(steps.x_s).double()
         log_ratio = (log_prob - steps.log_prob).detach()
         sums: dict[str, Any] = {"scale": steps.scale, "paths": len(rows)}
@@ -232,14 +232,10 @@ class PPO(BaselineSettings):
             outside = ((log_ratio / dimensions).exp() - 1).abs() > clip
         if self.kl == "closed_form" and state.anchors:
             with torch.no_grad():
-                others = [other.step(steps.x_t, steps.t, steps.s, steps.cond) for other in state.references]
+                others = [steps.law(other) for other in state.references]
             kl = torch.stack([law.kl(other) for other in others]).double()
             loss = loss + steps.scale * (state.weights[:, None] / state.alpha * kl).sum() / len(rows)
         return loss, {"log_ratio": log_ratio, "outside": outside.double()}
-
-    def evaluations(self, state: TunedState, steps: Steps) -> int:
-        """The policy's pass, and the references' for (2)."""
-        return len(steps.path) * (1 + len(state.anchors) * (self.kl == "closed_form"))
 
     def watch(self, watched: list[dict[str, Tensor]]) -> dict[str, float]:
         """Ratios of the first and last minibatch, and steps outside the region in all."""

@@ -25,7 +25,6 @@ import torch
 from difftilt.algorithms.paths import PathSettings, ScoredPaths, Steps
 from difftilt.algorithms.reward_weighted_mle import weighted_mle_loss
 from difftilt.algorithms.state import TunedState
-from difftilt.core.trajectory import step_log_prob
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Int, Tensor
 
@@ -62,5 +61,5 @@ class RAFT(PathSettings):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
-        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        log_prob = steps.log_prob_under(state.policy)
         return weighted_mle_loss(log_prob, targets[steps.path], scale=steps.scale, paths=len(rows)), {}

@@ -23,7 +23,6 @@ import torch
 from difftilt.algorithms.baselines import BaselineSettings
 from difftilt.algorithms.paths import ScoredPaths, Steps
 from difftilt.algorithms.state import TunedState
-from difftilt.core.trajectory import step_log_prob
 from difftilt.types import Float, Int, Tensor
 
 
@@ -58,5 +57,5 @@ class Reinforce(BaselineSettings):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
-        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        log_prob = steps.log_prob_under(state.policy)
         return reinforce_loss(log_prob, targets[steps.k, steps.path], scale=steps.scale, paths=len(rows)), {}

@@ -72,8 +72,3 @@ class RenoisedMLE(WeightedMLE):
         cond = rows_of(data.path.cond, rows)
         loss = policy.process.denoising_loss(policy.denoiser(x_t, t, cond), x_0, x_t, t)
         return (targets[rows] * loss).mean(), self.watched(state, data)
-
-    def evaluations(self, state: RewardWeightedMLEState, steps: Steps) -> int:
-        """One pass per path and noise level."""
-        paths = len(steps.path) // min(self.steps_per_path or state.policy.steps, state.policy.steps)
-        return paths * (self.steps_per_path or 1)

@@ -22,7 +22,7 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy, counting_passes
 from difftilt.core.reward import Reward, Scores, score, under
-from difftilt.core.trajectory import Trajectory, rollout, step_log_prob
+from difftilt.core.trajectory import Trajectory, log_prob_of, rollout
 from difftilt.errors import ConfigError, StateError
 from difftilt.types import Float, Tensor
 
@@ -92,9 +92,10 @@ class OffPolicyState(TunedState):
 def path_log_prob(policy: Policy, path: Trajectory) -> Float[Tensor, "K B"]:
     """Log-probability of every step of given paths, nats, float64; 0 on steps without density."""
     log_prob = torch.zeros((path.steps, path.batch), dtype=torch.float64, device=path.states.device)
+    step = policy.stepping()
     for k in path.noisy.tolist():
-        x_t, x_s, t, s = path.states[k], path.states[k + 1], path.times[k], path.times[k + 1]
-        log_prob[k] = step_log_prob(policy, x_t, x_s, t, s, path.cond)
+        law = step(path.states[k], path.times[k], path.times[k + 1], path.cond)
+        log_prob[k] = log_prob_of(law, path.states[k + 1])
     return log_prob
 
 

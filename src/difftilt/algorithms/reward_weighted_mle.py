@@ -37,7 +37,6 @@ from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
 from difftilt.core.stats import effective_sample_size, log_mean_exp
-from difftilt.core.trajectory import step_log_prob
 from difftilt.errors import ConfigError
 from difftilt.types import Float, Int, Tensor
 
@@ -176,6 +175,6 @@ class RewardWeightedMLE(WeightedMLE):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
-        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        log_prob = steps.log_prob_under(state.policy)
         loss = weighted_mle_loss(log_prob, targets[steps.path], scale=steps.scale, paths=len(rows))
         return loss, self.watched(state, data)

@@ -40,7 +40,6 @@ from difftilt.algorithms.state import check_settings, refuse_lone_paths
 from difftilt.core.algorithm import Anchor
 from difftilt.core.conditions import Conditions
 from difftilt.core.policy import Policy
-from difftilt.core.trajectory import step_log_prob
 from difftilt.errors import nearest
 from difftilt.types import Float, Int, Tensor
 
@@ -158,7 +157,7 @@ class TrajectoryBalance(OffPolicySettings, FeasibilitySettings):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1) over the feasible paths, and the push of the others towards feasibility."""
         alpha = state.alpha
-        log_prob = step_log_prob(state.policy, steps.x_t, steps.x_s, steps.t, steps.s, steps.cond).double()
+        log_prob = steps.log_prob_under(state.policy)
         change = log_prob - (steps.log_prob if steps.scale == 1 else log_prob.detach())
         change = steps.scale * change.view(-1, len(rows)).sum(0)
         feasible, log_ratio, value = data.scores.feasible[rows], targets[rows] + change, data.scores.value[rows]

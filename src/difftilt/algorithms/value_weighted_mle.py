@@ -153,9 +153,9 @@ class ValueWeightedMLE(OffPolicySettings):
         rng: torch.Generator,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Equation (1)."""
-        law = state.policy.step(steps.x_t, steps.t, steps.s, steps.cond)
+        law = steps.law(state.policy)
         with torch.no_grad():
-            theirs = state.references[0].step(steps.x_t, steps.t, steps.s, steps.cond)
+            theirs = steps.law(state.references[0])
             tries = [theirs.sample(rng) for _ in range(self.candidates)]
             after = targets(torch.cat(tries), steps.s.repeat(self.candidates), repeated(steps.cond, self.candidates))
             before = targets(steps.x_t, steps.t, steps.cond)
@@ -165,10 +165,6 @@ class ValueWeightedMLE(OffPolicySettings):
         coefficient = (weight - (log_prob.detach() - reference).exp()).flatten()
         share = steps.scale / self.candidates
         return weighted_mle_loss(log_prob.flatten(), coefficient, scale=share, paths=len(rows)), {}
-
-    def evaluations(self, state: ValueWeightedMLEState, steps: Steps) -> int:
-        """The policy's pass and the reference's."""
-        return 2 * len(steps.path)
 
     def scored(self, steps: Steps) -> int:
         """Every candidate of a last step."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -113,6 +113,11 @@ class Policy(nn.Module, ModelFolder):
         silent = [self.process.noiseless(t, s) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)]
         return torch.tensor(silent, device=self.device)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether one network call on a finished state gives the laws of all its steps, of one position each."""
+        return gives_all_steps(self.denoiser, self.process) and (self.steps,) == self.event_shape
+
     def tuned_at(self, t: Tensor) -> bool:
         """Whether training the denoiser moves the step from ``t``, a scalar; else a frozen network runs it."""
         tuned_at = getattr(self.denoiser, "tuned_at", None)
@@ -145,6 +150,21 @@ class Policy(nn.Module, ModelFolder):
         """
         times = t.expand(x_t.shape[0]) if t.ndim == 0 else t
         return self.process.transition(self.denoiser(x_t, times, cond), x_t, t, s)
+
+    def stepping(self) -> Callable[[Tensor, Tensor, Tensor, Condition | None], Transition]:
+        """:meth:`step`, for one run of the same chains from the first step to the last.
+
+        The network of a policy that is :attr:`at_once` keeps what it has read and reads one position a step: the law is
+        that of :meth:`step` up to rounding, and its logits are 0 at the positions that the step cannot show.
+        """
+        if not self.at_once:
+            return self.step
+        memory = cast(Any, self.denoiser).memory()
+
+        def step(x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> Transition:
+            return self.process.transition(self.denoiser(x_t, t.expand(len(x_t)), cond, memory), x_t, t, s)
+
+        return step
 
     def holding(self, fixed: Tensor | None) -> Policy:
         """The same network with other components held fixed (values of the event, -1 where free)."""
@@ -233,6 +253,11 @@ class Policy(nn.Module, ModelFolder):
         )
         load_weights(policy.denoiser, weights, where=model_id)
         return policy.eval()
+
+
+def gives_all_steps(denoiser: nn.Module, process: Process) -> bool:
+    """Whether positions are shown in order, by a network that sees the positions before alone."""
+    return getattr(denoiser, "causal", False) and getattr(process, "in_order", False)
 
 
 def sharing_copy(module: Module, shared: Iterable[nn.Parameter]) -> Module:

@@ -75,10 +75,11 @@ def step_log_prob(
     policy: Policy, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
 ) -> Float[Tensor, " B"]:
     """Log-probability of a step, nats; exactly 0 for steps without density. Gradient flows to the denoiser."""
-    return _log_prob(policy.step(x_t, t, s, cond), x_s)
+    return log_prob_of(policy.step(x_t, t, s, cond), x_s)
 
 
-def _log_prob(law: Transition, x_s: Tensor) -> Float[Tensor, " B"]:
+def log_prob_of(law: Transition, x_s: Tensor) -> Float[Tensor, " B"]:
+    """Log-probability of a step's outcome, nats; exactly 0 for steps without density."""
     return law.log_prob(x_s) if law.has_density else torch.zeros(x_s.shape[0], device=x_s.device)
 
 
@@ -105,17 +106,18 @@ def rollout(
         with_kl: keep the closed-form KL of each step to the references too.
         with_means: keep the means of the steps, which must be Gaussian.
     """
+    step, others_step = policy.stepping(), [other.stepping() for other in references]
     x_t = policy.prior(n, rng)
     states, log_prob, reference, kl, means, silent = [x_t], [], [], [], [], []
     nothing = torch.zeros(n, device=x_t.device)
     for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
-        law = policy.step(x_t, t, s, cond)
+        law = step(x_t, t, s, cond)
         x_s = law.sample(rng)
         silent.append(not law.has_density)
         log_prob.append(nothing if silent[-1] else law.log_prob(x_s))
         settled = silent[-1] and not policy.tuned_at(t)
-        others = [] if settled else [other.step(x_t, t, s, cond) for other in references]
-        reference.append([nothing for _ in references] if settled else [_log_prob(other, x_s) for other in others])
+        others = [] if settled else [other(x_t, t, s, cond) for other in others_step]
+        reference.append([nothing for _ in references] if settled else [log_prob_of(other, x_s) for other in others])
         if with_kl:
             kl.append([nothing for _ in references] if settled else [law.kl(other) for other in others])
         if with_means:
@@ -157,8 +159,8 @@ def sample_states(
     for start in range(0, n, batch):
         size = min(batch, n - start)
         part = rows_of(cond, slice(start, start + size))
-        x_t = policy.prior(size, rng)
+        x_t, step = policy.prior(size, rng), policy.stepping()
         for t, s in zip(policy.grid[:-1], policy.grid[1:], strict=True):
-            x_t = policy.step(x_t, t, s, part).sample(rng)
+            x_t = step(x_t, t, s, part).sample(rng)
         finished.append(x_t)
     return torch.cat(finished)

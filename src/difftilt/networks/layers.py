@@ -81,9 +81,32 @@ class AttentionBlock(nn.Module):
         self.read, self.write = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """Same shape as the input."""
+    def forward(self, h: Float[Tensor, "B L D"], memory: Memory | None = None) -> Float[Tensor, "B L D"]:
+        """Same shape as the input, which with a ``memory`` is the one position after those that it holds."""
         query, key, value = self.read(self.norm(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        if memory is not None:
+            key, value = memory.added(key, value)
+        heads = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal and memory is None)
         h = h + self.write(heads.transpose(1, 2).flatten(2))
         return h + self.dense(self.dense_norm(h))
+
+
+class Memory:
+    """Keys and values of the positions that a causal block has read."""
+
+    def __init__(self) -> None:
+        self.held: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many."""
+        return 0 if self.held is None else self.held[0].shape[2]
+
+    def added(
+        self, key: Float[Tensor, "B H 1 E"], value: Float[Tensor, "B H 1 E"]
+    ) -> tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N E"]]:
+        """Those of all positions, one more than before."""
+        if self.held is not None:
+            key, value = torch.cat([self.held[0], key], dim=2), torch.cat([self.held[1], value], dim=2)
+        self.held = key, value
+        return key, value

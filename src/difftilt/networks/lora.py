@@ -109,9 +109,18 @@ class Adapted(nn.Module):
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(on)
 
-    def forward(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Condition | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Condition | None = None, *memory: Any) -> Tensor:
         """The prediction of the adapted denoiser. Gradient flows to the adapters and to ``x_t``."""
-        return self.base(x_t, t, cond)
+        return self.base(x_t, t, cond, *memory)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the denoiser is."""
+        return getattr(self.base, "causal", False)
+
+    def memory(self) -> Any:
+        """What the denoiser reads a run of chains with, where it is causal."""
+        return cast(Any, self.base).memory()
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

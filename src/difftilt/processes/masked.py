@@ -283,8 +283,10 @@ class MaskedStep(Transition):
     def log_prob(self, x_s: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Log of (1); ``-inf`` where a shown token changed or the number shown is impossible."""
         shown = self.masked & (x_s != self.logits.shape[-1])
-        token = x_s.where(shown, 0)
-        picked = self.logits.gather(-1, token[..., None])[..., 0] - self.logits.logsumexp(-1)
+        rows, columns = shown.nonzero(as_tuple=True)
+        logits = self.logits[rows, columns]
+        token_law = logits.gather(-1, x_s[rows, columns, None])[:, 0] - logits.logsumexp(-1)
+        picked = torch.zeros_like(shown, dtype=logits.dtype).index_put((rows, columns), token_law)
         possible = (self.masked | (x_s == self.x_t)).all(-1)
         m, n = self._per_run(self.masked), self._per_run(shown)
         if self.reveal == "count":
@@ -292,7 +294,7 @@ class MaskedStep(Transition):
             possible = possible & (n == self._shown).all(-1)
         else:
             reveal = torch.xlogy((m - n).double(), self._keep) + torch.xlogy(n.double(), 1 - self._keep)
-        law = picked.where(shown, 0).sum(-1) + reveal.sum(-1).to(picked.dtype)
+        law = picked.sum(-1) + reveal.sum(-1).to(picked.dtype)
         return law.where(possible, -torch.inf)
 
     def kl(self, other: MaskedStep) -> Float[Tensor, " B"]:

@@ -127,6 +127,8 @@ class GuidedPolicy(Policy):
         self.value, self.alpha, self.tokens = value, alpha, tokens
         self.to(policy.device)
 
+    at_once = False  # the guidance of a step is seen at its own state
+
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> Transition:
         """The guided law of :math:`x_s`."""
         if isinstance(self.process, GaussianSteps) and not self.process.full_noise:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from difftilt.core.policy import gives_all_steps
 from difftilt.core.process import Process
 from difftilt.core.stats import mean_and_error
 from difftilt.errors import StateError
@@ -87,7 +88,7 @@ def denoising_bounds(
         draws: times per design.
         batch: designs per network call.
     """
-    if _at_once(denoiser, process):
+    if gives_all_steps(denoiser, process):
         t = x_0.new_zeros(batch, dtype=torch.float64)
         parts = x_0.split(batch)
         return torch.cat([_of_all_steps(denoiser(part, t[: len(part)], None), part).double() for part in parts])
@@ -103,11 +104,6 @@ def denoising_bounds(
     return torch.cat(losses)
 
 
-def _at_once(denoiser: nn.Module, process: Process) -> bool:
-    """Whether one call on a finished design gives the laws of all steps."""
-    return getattr(denoiser, "causal", False) and getattr(process, "in_order", False)
-
-
 def _of_all_steps(logits: Float[Tensor, "B L V"], x_0: Tensor) -> Float[Tensor, " B"]:
     """Equation (1) of :mod:`difftilt.networks.causal`, nats."""
     return F.cross_entropy(logits.transpose(1, 2), x_0.long(), reduction="none").sum(-1)
@@ -117,7 +113,7 @@ def _training_loss(
     denoiser: nn.Module, process: Process, x_0: Tensor, x_t: Tensor, t: Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
     """The process's loss; of a causal network in order see the module."""
-    if not _at_once(denoiser, process):
+    if not gives_all_steps(denoiser, process):
         return process.denoising_loss(denoiser(x_t, t, None), x_0, x_t, t)
     whole = torch.arange(len(x_0), device=x_0.device)[:, None] % 2 == 0
     return _of_all_steps(denoiser(torch.where(whole, x_0.long(), x_t), t, None), x_0)

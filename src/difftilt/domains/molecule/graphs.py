@@ -228,7 +228,6 @@ ZINC = GraphTask(
     naturalness="p_pre is trained on drug-like molecules that are for sale, so likeness to them is drug-like in part.",
     atoms=("C", "N", "O", "F", "S", "Cl", "Br", "N+", "O-", "N-", "I", "S-", "P", "O+"),
     nodes=38,
-    shipped=False,
     validation=200,
     sampled=1000,
     batch=64,

@@ -218,11 +218,12 @@ def test_copies_and_near_copies_are_counted(rng: torch.Generator) -> None:
 
 
 def test_an_image_is_nearly_blank_where_the_eye_sees_no_more_than_one_colour() -> None:
-    """Half of the pixels 14 levels above the other half are 7 from the mean, 18 levels are 9; a colour is no contrast."""
+    """Half of the pixels 14 levels above the others are 7 from the mean, 18 levels are 9; a colour is no contrast."""
     plain = torch.full((1, 3, 8, 8), 0.5) + torch.tensor([0.3, 0.0, -0.3]).view(3, 1, 1)
     stripes = torch.zeros(8, 8)
     stripes[:, ::2] = 1 / 255
-    assert blank_fraction(torch.cat([plain, plain + 14 * stripes, plain + 18 * stripes, 255 * stripes + 0 * plain])) == 0.5
+    shown = [plain, plain + 14 * stripes, plain + 18 * stripes, 0 * plain + 255 * stripes]
+    assert blank_fraction(torch.cat(shown)) == 0.5
     assert math.isnan(blank_fraction(torch.zeros(0, 3, 8, 8)))
 
 

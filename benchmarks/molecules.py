@@ -20,6 +20,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,17 @@ from difftilt.rng import Streams
 from difftilt.training.designs import best_of, draw
 from difftilt.training.evaluate import evaluate_steered
 
-REWARDS = {"qed": 0.0175, "ease_of_synthesis": 0.25}
+REWARDS = {"qed": 0.016, "ease_of_synthesis": 0.25}
 """Reward units per nat."""
-UPDATES = 80
-FRESH = 512
-SHARED: dict[str, Any] = {"batch": FRESH, "learning_rate": 2e-4}
-"""Large batches and small steps: noise of the gradient moves the policy too, and costs nats that buy nothing."""
-TRAINED: dict[str, dict[str, Any]] = {
-    "ppo": SHARED,
-    "reward_weighted_mle": SHARED,
-    "trajectory_balance": SHARED | {"log_z": "learned", "batch": 2 * FRESH, "replay": 0.5, "minibatches": 4},
+FRESH = {"qed": 768, "ease_of_synthesis": 512}
+"""Designs scored in an update. Batches are large and steps small, lest a policy collapse onto what a batch had."""
+UPDATES, RATE = 80, 2e-4
+TRAINED: dict[str, Callable[[float, int], Any]] = {
+    "ppo": lambda alpha, fresh: dt.PPO(alpha=alpha, batch=fresh, learning_rate=RATE),
+    "reward_weighted_mle": lambda alpha, fresh: dt.RewardWeightedMLE(alpha=alpha, batch=fresh, learning_rate=RATE),
+    "trajectory_balance": lambda alpha, fresh: dt.TrajectoryBalance(
+        alpha=alpha, batch=2 * fresh, replay=0.5, minibatches=4, log_z="learned", learning_rate=RATE
+    ),
 }
 STEERED: dict[str, Any] = {
     "value_weighted": lambda alpha: dt.ValueWeighted(alpha=alpha, candidates=8),
@@ -77,7 +79,7 @@ def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) 
         head["best_of"] = [{"n": r["n"], "kl_nats": r["kl_bound_nats"], "reward": r["reward"]} for r in chosen]
         return head | {"oracle_calls": POOL, "cpu_seconds": time.process_time() - cpu}
     if method in TRAINED:
-        algorithm, oracle = build.algorithm(method)(alpha=alpha, **TRAINED[method]), Oracle(reward)
+        algorithm, oracle = TRAINED[method](alpha, FRESH[wanted]), Oracle(reward)
         loop = dt.LoopConfig(steps=UPDATES, seed=seed)
         result = dt.finetune(policy, oracle, algorithm, loop=loop, on_step=told)
         calls = result.oracle.calls

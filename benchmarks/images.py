@@ -13,8 +13,9 @@ REWARD METHOD SEED``. Finished parts are kept in ``--out`` and not run again.
   pretrained model nor the classifier was trained on.
 
 ``smooth_backprop`` raises a smooth stand-in for ``compressibility`` (:func:`smooth_size`) through the whole chain, and
-is judged by the JPEG as the others are: what a differentiable model of a black box is worth. It, and
-``reward_backprop`` of ``redness``, take 8 updates of 16 paths, and so fewer calls than the others.
+is judged by the JPEG as the others are, its frontier too: what a differentiable model of a black box is worth.
+``guarded_backprop`` has a second objective, without which small images are faint (:func:`guarded_size`). They, and
+``reward_backprop`` of ``redness``, take updates of 8 or 16 paths, and fewer calls than the others; none of the JPEG.
 
 Every other method has 768 reward calls (designs that are only judged not counted): 12 updates of 64 paths for those
 that tune, 64 designs of 12 candidates for best of N, 384 paths for the value and 6 candidates of each of 64 designs
@@ -51,6 +52,7 @@ from difftilt.domains.image import DIGITS, EMOJI
 from difftilt.domains.image.describing import pixels_of
 from difftilt.domains.image.pictures import before_and_after, grid
 from difftilt.metrics.images import pairwise
+from difftilt.networks.windowed import Windowed
 from difftilt.rewards.images import QUALITY, PixelReward, as_pixels, jpeg_bytes
 from difftilt.rewards.oracle import as_oracle
 from difftilt.rng import Streams
@@ -58,6 +60,8 @@ from difftilt.training.designs import DesignSet, best_of, draw, scored, summary
 from difftilt.values.regression import Regression, fit_value
 
 CALLS, DESIGNS, BLANK = 768, 64, 643
+CONTRAST = 40
+"""Least levels of an image: three quarters of the pretrained model's mean."""
 SEEDS = (0, 1, 2)
 BATCH = 64
 SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 3e-3}
@@ -65,29 +69,43 @@ SHARED: dict[str, Any] = {"batch": BATCH, "steps_per_path": 6, "learning_rate": 
 TRUST: dict[str, Any] = {"epochs": 1, "minibatches": 2, "ratio": "gaussian_kl", "trust_kl": 1.0, "kl": "closed_form"}
 TRAINED: dict[str, dict[str, Callable[[], Any]]] = {
     "compressibility": {
-        "ppo": lambda: dt.PPO(alpha=7e-5, **SHARED, **TRUST),
-        "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=3e-5, **SHARED),
+        "ppo": lambda: dt.PPO(alpha=1e-3, **SHARED, **TRUST),
+        "trajectory_balance": lambda: dt.TrajectoryBalance(alpha=1e-3, **SHARED),
         "reward_weighted_mle": lambda: dt.RewardWeightedMLE(alpha=0.03, path_correction=False, **SHARED),
-        "smooth_backprop": lambda: dt.RewardBackprop(alpha=6e-4, batch=16, learning_rate=2e-4),
+        "smooth_backprop": lambda: dt.RewardBackprop(alpha=1e-3, batch=8, learning_rate=5e-5),
+        "guarded_backprop": lambda: dt.RewardBackprop(alpha=1e-4, batch=8, learning_rate=1.5e-4),
     },
     "redness": {
-        "ppo": lambda: dt.PPO(alpha=1e-4, **SHARED, **TRUST),
+        "ppo": lambda: dt.PPO(alpha=1e-3, **SHARED, **TRUST),
         "reward_backprop": lambda: dt.RewardBackprop(alpha=1e-4, batch=16, learning_rate=2e-4),
     },
     "label-3": {
-        "ppo": lambda: dt.PPO(alpha=1.0, **{**SHARED, "learning_rate": 3e-4}, **TRUST),
-        "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=BATCH, learning_rate=1e-3),
+        "ppo": lambda: dt.PPO(alpha=1.0, **SHARED, **TRUST),
+        "reward_backprop": lambda: dt.RewardBackprop(alpha=1.0, batch=16, learning_rate=2e-4),
     },
 }
-"""alpha in kB, and in units of redness, per nat: thousands of nats are spent. Weights of ``reward_weighted_mle`` are
-exp(r / alpha) alone, without path correction, whose thousands of nats would leave one path all the weight: its alpha is
-half of a standard deviation of the reward, and its tilt compounds from update to update."""
+"""alpha in kB, in units of redness, and in nats, per nat. Weights of ``reward_weighted_mle`` are exp(r / alpha) alone,
+without path correction, whose many nats would leave one path all the weight: its alpha is half of a standard deviation
+of the reward, and its tilt compounds from update to update."""
+UPDATES = {
+    ("compressibility", "smooth_backprop"): 24,
+    ("compressibility", "guarded_backprop"): 40,
+    ("redness", "reward_backprop"): 8,
+    ("label-3", "reward_backprop"): 48,
+}
+"""Of methods with small batches, low in noise, all of whose network learns."""
+EARLY = 0.3
+"""Time down to which steps are tuned by methods that see no gradient of the reward, and toward a class by all: what is
+drawn is decided there, and how it is drawn is not, which is where nats are dear."""
 ENTRIES = {"compressibility": EMOJI, "redness": EMOJI, "label-3": DIGITS}
 STEERED = ("best_of_n", "value_weighted")
 CANDIDATES = {"best_of_n": CALLS // DESIGNS, "value_weighted": CALLS // DESIGNS // 2}
 VALUE_ALPHA = {"compressibility": 0.02, "redness": 0.02, "label-3": 1.0}
 """Reward units per nat."""
-SPECIAL = {"compressibility": ("bytes removed", "of data's"), "label-3": ("threes, by neighbours",)}
+SPECIAL = {
+    "compressibility": ("bytes", "removed", "removed of data's", "nearly blank", "contrast, levels"),
+    "label-3": ("threes, by neighbours",),
+}
 """Columns of one reward's table alone."""
 PARTS = [(reward, method, seed) for seed in SEEDS for reward, own in TRAINED.items() for method in (*own, *STEERED)]
 
@@ -103,8 +121,8 @@ def one(reward_name: str, method: str, seed: int, out: Path) -> dict[str, Any]:
         row, after = steered(method, reward_name, policy, reward, streams)
         picture = grid(after.designs[:24], 12)
     else:
-        own = as_oracle(smooth_size()) if method == "smooth_backprop" else reward
-        row, tuned = trained(TRAINED[reward_name][method](), policy, own, seed)
+        own = as_oracle(STAND_INS[method]()) if method in STAND_INS else reward
+        row, tuned = trained(reward_name, method, TRAINED[reward_name][method](), policy, own, reward, seed)
         after = draw(tuned, policy, reward, None, DESIGNS, streams("designs"))
         row["kl_nats"], row["kl_sense"] = after.path_log_ratio.mean().item(), "estimate"
         picture = before_and_after(policy, tuned, 0)
@@ -163,25 +181,59 @@ def smooth_size() -> PixelReward:
     return PixelReward(lambda pixels: -(slope * bits(pixels) + offset) / 1000, "smooth size")
 
 
+def guarded_size() -> PixelReward:
+    """:func:`smooth_size` less 12 bytes for each level by which an image's contrast is below :data:`CONTRAST`.
+
+    An image fades to white at about 9 bytes a level, so that fading does not pay below that contrast.
+    """
+    size = smooth_size().function
+    return PixelReward(lambda x: size(x) - 0.012 * F.relu(CONTRAST - contrast(x)), "smooth size, contrast kept")
+
+
+def contrast(pixels: torch.Tensor) -> torch.Tensor:
+    """Root mean square distance of each image's pixels from its own mean colour, levels of 255."""
+    return 255 * ((pixels - pixels.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)) + 1e-6).sqrt()
+
+
+STAND_INS = {"smooth_backprop": smooth_size, "guarded_backprop": guarded_size}
+
+
 def numbers(designs: DesignSet, describe: Any, streams: Streams) -> dict[str, float]:
     """Plain means of a set of designs."""
     own = summary(designs, describe, streams("summary"))
     means = {name: own[name]["mean"] for name in ("reward", "pretrained_log_likelihood")}
+    means["contrast"] = contrast(pixels_of(designs.x_0)).mean().item()
     return means | {name: value for name, value in own.items() if isinstance(value, float)}
 
 
-def trained(algorithm: Any, policy: Policy, reward: Reward, seed: int) -> tuple[dict[str, Any], Policy]:
-    """Tune for all calls; the frontier is that of the batches it learned from."""
-    whole = algorithm.batch < BATCH  # of small batches, low in noise, all of the network learns
-    loop = dt.LoopConfig(steps=8 if whole else CALLS // BATCH, seed=seed, final_learning_rate=0.05 if whole else 0.3)
-    start = policy.requires_grad_(True) if whole else few(policy)
-    result = dt.finetune(start, reward, algorithm, loop=loop, on_step=told)
-    last = result.history[-1]
+def early(policy: Policy, low: float) -> Policy:
+    """A chain of which the steps from times above ``low`` are tuned, where nats are cheap; p_pre runs the others."""
+    made = policy.copy()
+    made.denoiser = Windowed(made.denoiser, policy.frozen_copy().denoiser, 1.0, low)
+    return made
+
+
+def trained(
+    reward_name: str, method: str, algorithm: Any, policy: Policy, reward: Reward, judge: Reward, seed: int
+) -> tuple[dict[str, Any], Policy]:
+    """Tune for all calls; the frontier is that of the batches it learned from, by the judge."""
+    updates = UPDATES.get((reward_name, method))
+    loop = dt.LoopConfig(
+        steps=updates or CALLS // BATCH,
+        seed=seed,
+        final_learning_rate=0.05 if updates else 0.3,
+        judge_every=1,
+    )
+    start = policy.requires_grad_(True) if updates else few(policy)
+    if not updates or reward_name == "label-3":
+        start = early(start, EARLY)
+    result = dt.finetune(start, reward, algorithm, loop=loop, judge=None if judge is reward else judge, on_step=told)
+    last, shown = result.history[-1], "reward" if judge is reward else "judge"
     return {
         "alpha": algorithm.alpha,
         "oracle_calls": last["oracle_calls"],
         "network_evaluations": last["network_evaluations"],
-        "frontier": [[record["kl_nats"], record["reward"]] for record in result.history],
+        "frontier": [[record["kl_nats"], record[shown]] for record in result.history],
     }, result.policy
 
 
@@ -218,9 +270,9 @@ def rows_of(out: Path, reward: str, method: str) -> list[dict[str, Any]]:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """A mean over seeds with the least and the largest."""
-    shown = form.format(statistics.fmean(values))
-    return shown if len(values) < 2 else f"{shown} ({form.format(min(values))} to {form.format(max(values))})"
+    """A mean over seeds with the least and the largest, where they differ."""
+    shown, least, most = (form.format(of(values)) for of in (statistics.fmean, min, max))
+    return shown if least == most else f"{shown} ({least} to {most})"
 
 
 def removed(row: dict[str, Any], before: float) -> float:
@@ -230,22 +282,24 @@ def removed(row: dict[str, Any], before: float) -> float:
 
 def table(out: Path) -> str:
     """Means over seeds with the least and the largest of them, a row for each method, a table for each reward."""
-    lines = []
+    lines: list[str] = []
     for reward, own in TRAINED.items():
         base = rows_of(out, reward, "best_of_n")
         if not base:
             continue
-        special = {"compressibility": ("bytes removed", "of data's"), "label-3": ("threes, by neighbours",)}.get(
-            reward, ()
-        )
+        special = SPECIAL.get(reward, ())
         heads = ("method", "seeds", "reward", *special, "distinct", "without near-duplicates",
                  "log-likelihood bound, nats", "KL, nats", "calls", "CPU s")  # fmt: skip
         lines += [f"`{reward}` of `{ENTRIES[reward].name}`", "", row_of(heads), "|" + "---|" * len(heads)]
         first = [row["before"] for row in base]
         known = [row["truth"] for row in base if "truth" in row]
         start = [spread([row["threes_before"] for row in known], "{:.0%}")] if known else [""] * len(special)
+        if reward == "compressibility":
+            start = [spread(each(first, "jpeg_bytes"), "{:.0f}"), "", "", *small(first)]
         lines.append(
-            row_of(["pretrained", len(base), spread(each(first, "reward"), "{:.3f}"), *start, *quality(first), 0])
+            row_of(
+                ["pretrained", len(base), spread(each(first, "reward"), "{:.3f}"), *start, *quality(first), 0, "", ""]
+            )
         )
         if known:
             cells = [spread(each(known, name), form) for name, form in (("reward", "{:.3f}"), ("threes", "{:.0%}"))]
@@ -258,7 +312,8 @@ def table(out: Path) -> str:
             after, cells = [row["after"] for row in mine], []
             if reward == "compressibility":
                 starts = statistics.fmean(each(first, "jpeg_bytes")), base[0]["data_bytes"]
-                cells = [spread([removed(row, start) for row in mine], "{:.0%}") for start in starts]
+                shares = [spread([removed(row, start) for row in mine], "{:.0%}") for start in starts]
+                cells = [spread(each(after, "jpeg_bytes"), "{:.0f}"), *shares, *small(after)]
             elif known:
                 cells = [spread(each(after, "threes"), "{:.0%}")]
             sense = "" if mine[0]["kl_sense"] == "estimate" else "at most "
@@ -284,6 +339,12 @@ def quality(rows: Sequence[dict[str, Any]]) -> list[str]:
     """How many designs differ, and how likely they are."""
     forms = {"unique_fraction": "{:.0%}", "without_near_duplicates": "{:.0%}", "pretrained_log_likelihood": "{:.0f}"}
     return [spread(each(rows, name), form) for name, form in forms.items()]
+
+
+def small(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What small images may have lost; nothing where a part does not say."""
+    forms = {"blank_fraction": "{:.0%}", "contrast": "{:.0f}"}
+    return [spread(each(rows, name), form) if all(name in row for row in rows) else "" for name, form in forms.items()]
 
 
 def plot(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from difftilt.core.trajectory import sample_states
 from difftilt.data import ImageSet, find, read_images, save_images
 from difftilt.domains.image import CLOTHING, DIGITS, EMOJI, TASKS, _unet, without_skin_tone
 from difftilt.domains.image.classifying import ClassifierConfig, calibrated, calibration_error, moved
+from difftilt.domains.image.describing import blank_fraction
 from difftilt.domains.image.pictures import GAP, before_and_after, best, grid, same_noise, write_images
 from difftilt.domains.pretraining import Pretraining
 from difftilt.domains.task import DENOISER, Histogram, Picture, Prior, Scene
@@ -213,6 +215,16 @@ def test_copies_and_near_copies_are_counted(rng: torch.Generator) -> None:
     assert metrics.unique_fraction(both) == pytest.approx(10 / 15)
     assert metrics.without_near_duplicates(both) == pytest.approx(5 / 15)
     assert metrics.without_near_duplicates(torch.cat([base, base + 2 * metrics.NEAR])) == 1
+
+
+def test_an_image_is_nearly_blank_where_the_eye_sees_no_more_than_one_colour() -> None:
+    """Half of the pixels 14 levels above the others are 7 from the mean, 18 levels are 9; a colour is no contrast."""
+    plain = torch.full((1, 3, 8, 8), 0.5) + torch.tensor([0.3, 0.0, -0.3]).view(3, 1, 1)
+    stripes = torch.zeros(8, 8)
+    stripes[:, ::2] = 1 / 255
+    shown = [plain, plain + 14 * stripes, plain + 18 * stripes, 0 * plain + 255 * stripes]
+    assert blank_fraction(torch.cat(shown)) == 0.5
+    assert math.isnan(blank_fraction(torch.zeros(0, 3, 8, 8)))
 
 
 def test_colours_are_means() -> None:

@@ -223,6 +223,12 @@ def test_the_temperature_is_annealed_geometrically_over_the_updates(tokens: Tilt
     assert taus == pytest.approx([1.0, 0.5, 0.25, 0.25])
 
 
+def test_continuous_states_which_nothing_relaxes_log_no_temperature() -> None:
+    algorithm, problem = RewardBackprop(batch=4), plane(NOISY)
+    state = algorithm.init(problem.pretrained(), [Anchor(problem.pretrained().frozen_copy(), ALPHA)])
+    assert algorithm.step(state, REWARD, torch.Generator().manual_seed(0)).tau is None
+
+
 # --- checkpointing -------------------------------------------------------------------------------------------------
 
 

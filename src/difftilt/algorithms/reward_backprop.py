@@ -71,8 +71,8 @@ class RewardBackpropInfo:
     """Mean reward of the trajectories' own (hard) designs, reward units."""
     kl_nats: float
     """Sum of closed-form step KLs to the first anchor, mean over the batch, nats."""
-    tau: float
-    """Gumbel-softmax temperature of this update, no unit (unused for continuous steps)."""
+    tau: float | None
+    """Gumbel-softmax temperature of this update, no unit; ``None`` where states are continuous, which none relaxes."""
     gradient_norm: float
     """Before clipping."""
     network_evaluations: int
@@ -194,7 +194,7 @@ class RewardBackprop:
         return RewardBackpropInfo(
             reward=final[: self.batch].mean().item(),
             kl_nats=kl[0, : self.batch].mean().item() if state.anchors else math.nan,
-            tau=tau,
+            tau=tau if tokens else None,
             gradient_norm=norm.item(),
             network_evaluations=(policy.steps + recomputed + 2 * more) * self.batch * (1 + len(state.anchors))
             + (self.batch if early else 0),

@@ -19,6 +19,12 @@ def pixels_of(x_0: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     return ImageCodec().readable(x_0.detach()).cpu()
 
 
+def blank_fraction(pixels: Float[Tensor, "N C H W"]) -> float:
+    """Share of images that are nearly blank: their own mean colour alone would be a near-duplicate; NaN without any."""
+    distance = (pixels - pixels.mean((2, 3), keepdim=True)).square().flatten(1).mean(1).sqrt()
+    return (distance <= images.NEAR).double().mean().item()
+
+
 def describe_images(known: Float[Tensor, "M C H W"] | None) -> Describe:
     """Domain metrics of finished states.
 
@@ -48,6 +54,7 @@ def _facts(pixels: Float[Tensor, "N C H W"], known: Float[Tensor, "M C H W"] | N
     facts = {
         "unique_fraction": images.unique_fraction(pixels),
         "without_near_duplicates": images.without_near_duplicates(pixels),
+        "blank_fraction": blank_fraction(pixels),
         "pixel_diversity": images.diversity(pixels),
         "jpeg_bytes": float(np.mean([jpeg_bytes(design) for design in designs])) if designs else math.nan,
         **{f"mean_{name}": value for name, value in images.colours(pixels).items()},

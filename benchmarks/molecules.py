@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -174,11 +175,12 @@ def plot(out: Path) -> None:
                     axes.plot(
                         row["kl_nats"], row["reward"], "o" if method in TRAINED else "D", color=f"C{number}", ms=5
                     )
-            axes.plot([], [], "o-" if method in TRAINED else "D", color=f"C{number}", ms=5, lw=0.8, label=method)
+            if rows(out, wanted, method):
+                axes.plot([], [], "o-" if method in TRAINED else "D", color=f"C{number}", ms=5, lw=0.8, label=method)
         axes.set_xlabel("KL to the pretrained model, nats")
-        axes.set_ylabel(f"mean {entry.rewards[wanted].score_name}")
+        axes.set_ylabel(textwrap.fill(f"mean {entry.rewards[wanted].score_name}", 36))
         axes.spines[["top", "right"]].set_visible(False)
-    both[0].legend(frameon=False, loc="lower right", fontsize=8)
+        axes.legend(frameon=False, loc="lower right", fontsize=8)
     figure.savefig(out / "frontier.svg", metadata={"Date": None})
 
 

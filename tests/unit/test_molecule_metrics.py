@@ -100,3 +100,10 @@ def test_nothing_valid_has_no_numbers_and_no_error():
     assert facts["valid_fraction"] == 0.0
     assert math.isnan(facts["qed_mean"])
     assert math.isnan(facts["internal_diversity"])
+
+
+def test_radicals_and_large_rings_are_told_though_rdkit_accepts_them() -> None:
+    molecules = read_molecules(["C[CH]C", "CCC", "C1CCCCCCC1", "c1ccccc1"])[0]
+    assert metrics.radical_fraction(molecules) == 0.25
+    assert metrics.large_ring_fraction(molecules) == 0.25
+    assert math.isnan(metrics.radical_fraction([]))

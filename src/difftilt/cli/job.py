@@ -228,9 +228,11 @@ def tell_skipped(data: Designs) -> None:
 
 
 def score_name(entry: Task, reward: str | None) -> str:
-    """What a reward of a task is, with its unit."""
-    named = entry.rewards.get(reward or entry.default_reward)
-    return entry.score_name if named is None else named.score_name
+    """What a reward of a task is, with its unit; one that the task does not know is called what it is asked by."""
+    asked = reward or entry.default_reward
+    if asked in entry.rewards:
+        return entry.rewards[asked].score_name
+    return entry.score_name if asked in ("model", "table") else asked
 
 
 def _known(entry: Task, settings: JobSettings, policy: Policy) -> Any:

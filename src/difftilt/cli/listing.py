@@ -61,6 +61,7 @@ def _named() -> dict[str, tuple[Any, list[str]]]:
 
 def _first_line(kind: Any) -> str:
     """First sentence of the module that describes a method."""
+    kind = getattr(kind, "func", kind)  # a strategy may be a class with some of its settings
     text = (sys.modules[kind.__module__].__doc__ or "").strip().split("\n\n")[0]
     return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("`", "")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from difftilt.cli.folders import finished
-from difftilt.cli.job import Job
+from difftilt.cli.job import Job, score_name
 from difftilt.cli.objectives import objective_facts
 from difftilt.cli.progress import Progress, say
 from difftilt.core.policy import Policy
@@ -175,7 +175,8 @@ def write_facts(
 
 def write_pictures(job: Job, run: RunFolder, evaluation: Evaluation, pretrained: Policy, tuned: Policy | None) -> None:
     """What the domain draws, for the page."""
-    scene = Scene(pretrained, tuned, evaluation.before, evaluation.after, job.known, job.plan.loop.seed)
+    named = score_name(job.entry, job.plan.settings.reward)
+    scene = Scene(pretrained, tuned, evaluation.before, evaluation.after, job.known, job.plan.loop.seed, named)
     run.write_pictures(dataclasses.asdict(picture) for picture in job.entry.pictures(scene))
 
 

@@ -146,6 +146,8 @@ class Scene:
     known: Any
     """What :meth:`Task.known` said."""
     seed: int
+    score_name: str = "reward"
+    """What the designs are scored by, with its unit."""
 
 
 @dataclass(frozen=True, kw_only=True)

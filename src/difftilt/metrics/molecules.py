@@ -84,6 +84,18 @@ def nearest_similarity(prints: Float[Tensor, "N D"], reference: Float[Tensor, "M
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
+def radical_fraction(molecules: Sequence[Any]) -> float:
+    """Share with an unpaired electron, which RDKit accepts and few substances have."""
+    radicals = [m for m in molecules if any(atom.GetNumRadicalElectrons() for atom in m.GetAtoms())]
+    return _share(len(radicals), len(molecules))
+
+
+def large_ring_fraction(molecules: Sequence[Any]) -> float:
+    """Share with a ring of more than seven atoms, which few drug-like molecules have."""
+    large = [m for m in molecules if any(len(ring) > 7 for ring in m.GetRingInfo().AtomRings())]
+    return _share(len(large), len(molecules))
+
+
 def scaffold_diversity(molecules: Sequence[Any]) -> float:
     """Distinct Murcko scaffolds over molecules; NaN of none."""
     scaffold = chemistry("rdkit.Chem.Scaffolds.MurckoScaffold").MurckoScaffoldSmiles

@@ -53,7 +53,12 @@ class Adapted(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        from peft import LoraConfig, inject_adapter_in_model
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ConfigError(
+                f"expected peft for adapters; got '{error}'; run: pip install 'difftilt[lora]'"
+            ) from error
 
         if not isinstance(rank, int) or rank < 1:
             raise ConfigError(f"expected a whole rank of at least 1; got {rank}; change it")

@@ -156,6 +156,13 @@ def naturalness(facts: RunFacts) -> list[Comparison]:
         ("novel_fraction", "New", "share that the training designs do not hold", share),
         ("internal_diversity", "Diversity", "1 minus the mean similarity of two designs", significant),
         ("scaffold_diversity", "Scaffolds", "different ones per design", significant),
+        (
+            "radical_fraction",
+            "Radicals",
+            "share of the valid with an unpaired electron",
+            share,
+        ),
+        ("large_ring_fraction", "Large rings", "share of the valid with a ring of more than 7 atoms", share),
         ("nearest_similarity", "Likeness to training designs", "similarity to the nearest, mean", significant),
         ("without_near_duplicates", "Distinct, near copies as one", "share of all designs", share),
         ("pixel_diversity", "Diversity", "distance of two images, of pixels from 0 to 1", significant),

@@ -126,7 +126,7 @@ class GaussianProcess:
             from botorch.models import SingleTaskGP
         except ImportError as error:
             raise ConfigError(
-                "expected the packages of Gaussian processes; got none; pip install 'difftilt[bo]'"
+                f"expected BoTorch and GPyTorch for Gaussian processes; got '{error}'; run: pip install 'difftilt[bo]'"
             ) from error
         from difftilt.surrogates.kernels import DesignKernel
 

@@ -17,12 +17,12 @@ from difftilt.core.trajectory import sample_states
 from difftilt.data import Table, find, load
 from difftilt.domains.molecule.drawing import before_and_after, histograms
 from difftilt.domains.molecule.graph_codec import GraphCodec
+from difftilt.domains.molecule.named import REWARDS
 from difftilt.domains.molecule.quality import REFERENCE, Known, properties, quality
 from difftilt.domains.molecule.reading import read_own
-from difftilt.domains.task import MASKED, Designs, Histogram, NamedReward, Picture, Prior, Scene, Task, TaskData
+from difftilt.domains.task import MASKED, Designs, Histogram, Picture, Prior, Scene, Task, TaskData
 from difftilt.errors import DataError
 from difftilt.processes.masked import Masked
-from difftilt.rewards.chemistry import PropertyReward
 from difftilt.rng import Streams, seeded_initialisation
 from difftilt.training.designs import Describe
 from difftilt.training.pretrain import PretrainConfig, denoising_bounds
@@ -166,7 +166,7 @@ class GraphTask(Task):
 
     def pictures(self, scene: Scene) -> list[Picture | Histogram]:
         """Structures before and after, and histograms of properties."""
-        return [*before_and_after(scene, self.score_name), *histograms(scene)]
+        return [*before_and_after(scene, scene.score_name), *histograms(scene)]
 
 
 def staged(codec: GraphCodec, shares: Sequence[float] = SHARES) -> Masked:
@@ -189,16 +189,6 @@ def _sizes(molecules: Sequence[Any]) -> np.ndarray:
     return np.bincount(counts.astype(int), minlength=256) / max(1, len(counts))
 
 
-REWARDS = {
-    "qed": NamedReward(
-        make=lambda: PropertyReward("qed"), summary="drug-likeness (Bickerton et al. 2012)", score_name="QED (0 to 1)"
-    ),
-    "ease_of_synthesis": NamedReward(
-        make=lambda: PropertyReward("ease_of_synthesis"),
-        summary="synthetic accessibility (Ertl and Schuffenhauer 2009) with its sign changed: higher is easier",
-        score_name="negative synthetic accessibility score (-10 hard to -1 easy)",
-    ),
-}
 QM9 = GraphTask(
     name="qm9-graph",
     domain="molecule",

@@ -81,6 +81,8 @@ def quality(designs: Sequence[str], known: Known | None) -> dict[str, Any]:
         "unique_fraction": metrics.unique_fraction(smiles),
         "internal_diversity": metrics.internal_diversity(prints),
         "scaffold_diversity": metrics.scaffold_diversity(valid),
+        "radical_fraction": metrics.radical_fraction(valid),
+        "large_ring_fraction": metrics.large_ring_fraction(valid),
         **{f"{name}_mean": float(own[name].mean()) if valid else float("nan") for name in COMPARED},
     }
     if known is not None:

@@ -155,7 +155,7 @@ class MoleculeTask(Task):
 
     def pictures(self, scene: Scene) -> list[Picture | Histogram]:
         """Structures before and after, and histograms of properties."""
-        return [*before_and_after(scene, self.score_name), *histograms(scene)]
+        return [*before_and_after(scene, scene.score_name), *histograms(scene)]
 
 
 def described(policy: Policy, known: Any) -> Callable[[Tensor], dict[str, Any]]:

@@ -33,8 +33,9 @@ END = ""
 
 def symbols(selfies: str) -> list[str]:
     """The symbols of a SELFIES text; none where it is not one."""
+    package = chemistry("selfies")
     try:
-        return list(chemistry("selfies").split_selfies(selfies))
+        return list(package.split_selfies(selfies))
     except ValueError:
         return []
 

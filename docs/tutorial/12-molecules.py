@@ -265,7 +265,7 @@ for name, chosen, colour in ((f"best of {kept} by QED", best, BLUE), (f"best of 
     panel.plot(own["sa_score"][rows_of], own["qed"][rows_of], "o", color=colour, ms=4, alpha=0.8, label=name)
 panel.set(xlabel="SA (1 easy to 10 hard)", ylabel="QED (0 to 1)")
 panel.invert_xaxis()
-panel.legend(fontsize=8)
+panel.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 show(figure, "Up and to the right is better. Who asks for one property alone gets the other as it comes.")
 table(
     [

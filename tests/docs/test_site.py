@@ -96,6 +96,13 @@ def test_a_link_to_a_file_that_is_not_there_is_refused():
         pages.relinked("[a](../src/difftilt/nothing.py)", "choose.md")
 
 
+def test_every_link_out_of_the_docs_leads_to_a_file_or_a_package():
+    guides = sorted((pages.ROOT / "docs").rglob("*.md"))
+    for base in (*(path.relative_to(pages.ROOT).as_posix() for path in guides), "CHANGELOG.md", "CONTRIBUTING.md"):
+        for path in pages.linked_files(pages.repository(base), base):
+            assert pages.place(path).startswith("reference/") or (pages.ROOT / path).is_file(), f"{base}: {path}"
+
+
 def test_every_formula_of_the_sources_can_be_set():
     for module in sources.modules().values():
         for text in (module.text, *(symbol.text for symbol in module.symbols)):

@@ -43,7 +43,8 @@ def test_no_result_in_a_table_is_typed_by_hand(path):
 
 
 def test_a_result_typed_by_hand_is_found():
-    page = '| a | b |\n|---|---|\n| 0.31 | 0.52<!--= one("run-0", "judge") --> |\n| **7 %** | -1.5 ± 0.2 |\n| 0.1 to 0.3 | 3 |\n'
+    quoted = '0.52<!--= one("run-0", "judge") -->'
+    page = f"| a | b |\n|---|---|\n| 0.31 | {quoted} |\n| **7 %** | -1.5 ± 0.2 |\n| 0.1 to 0.3 | 3 |\n"
     assert unsourced(page) == ["0.31", "7 %", "-1.5 ± 0.2"]
 
 

@@ -1,5 +1,6 @@
 """Numbers of pages are those of committed results: each is checked by the source that it names."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,11 +12,40 @@ import quotes
 
 ROOT = quotes.ROOT
 PAGES = quotes.pages()
+MEASURED = re.compile(r"[-+−]?(\d+\.\d+( ?%)?|\d+ ?%)( ±.*| \(.*)?")
+OF_SETTINGS = {"| name | designs | oracle | p_pre has seen | alpha |": "alpha of the landscapes of simulated campaigns"}
+"""Tables, by their first line, whose decimals are no results."""
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_number_is_what_its_source_says(path):
     assert quotes.stale(path.read_text(encoding="utf-8")) == [], "run `python tools/docs/quotes.py --write`"
+
+
+def unsourced(text):
+    """Cells of tables that hold nothing but a decimal or a percentage, and name no source."""
+    text = quotes.NUMBER.sub(
+        "quoted", quotes.TABLE.sub("", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    )
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    cells = [
+        cell.strip("* ")
+        for table in tables
+        if table.splitlines()[0] not in OF_SETTINGS
+        for cell in re.split(r"[|\n]", table)
+    ]
+    return [cell for cell in cells if MEASURED.fullmatch(cell)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_result_in_a_table_is_typed_by_hand(path):
+    assert unsourced(path.read_text(encoding="utf-8")) == [], "name the file that has it (tools/docs/quotes.py)"
+
+
+def test_a_result_typed_by_hand_is_found():
+    quoted = '0.52<!--= one("run-0", "judge") -->'
+    page = f"| a | b |\n|---|---|\n| 0.31 | {quoted} |\n| **7 %** | -1.5 ± 0.2 |\n| 0.1 to 0.3 | 3 |\n"
+    assert unsourced(page) == ["0.31", "7 %", "-1.5 ± 0.2"]
 
 
 def test_the_truth_table_is_what_its_file_says():

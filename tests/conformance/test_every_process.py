@@ -103,7 +103,7 @@ def test_it_runs_from_a_kl_of_zero_with_finite_numbers_and_equal_seeds_repeat(na
         if name != "distill":  # whose numbers are those of its teacher
             assert first.kl_nats == pytest.approx(0, abs=1e-5)
         for info in (first, second):
-            assert all(math.isfinite(value) for value in vars(info).values())
+            assert all(math.isfinite(value) for value in vars(info).values() if value is not None)  # tau of no tokens
         if hasattr(first, "ratio_first_pass"):
             assert first.ratio_first_pass < 1e-5
         runs.append((vars(second), [p.clone() for p in state.policy.parameters()]))

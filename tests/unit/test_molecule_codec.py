@@ -11,9 +11,10 @@ from difftilt.errors import ConfigError, DataError, ShapeError
 
 pytest.importorskip("rdkit")
 pytest.importorskip("selfies")
-from difftilt.core.molecules import canonical, read_molecule
+from difftilt.core.molecules import canonical, chemistry, closed_shell, read_molecule
 from difftilt.domains.molecule.codec import SelfiesCodec
 from difftilt.domains.molecule.words import Reader, common, joined, room_for, symbols, to_symbols
+from difftilt.metrics.molecules import radical_fraction
 
 SMILES = [
     "CC(=O)Oc1ccccc1C(=O)O", "C[C@@H](N)C(=O)O", "C[C@H](N)C(=O)O", "F/C=C/F", "C[NH2+]Cc1ccc(Cl)cc1",
@@ -54,6 +55,34 @@ def test_what_stands_behind_the_first_pad_is_not_looked_at(codec):
     assert codec.decode(noisy) == codec.decode(states)
     assert codec.decode(torch.zeros(1, 36, dtype=torch.long)) == [""]
     assert read_molecule("")[1] == "empty: no atom"
+
+
+def test_no_state_is_a_radical_though_selfies_reads_some_as_one():
+    codec = SelfiesCodec(["[C]", "[C@H1]", "[C@@H1]", "[N]", "[NH1]", "[NH1+1]", "[=C]", "[N+1]", "[O-1]"], 12)
+    states = torch.randint(1, codec.vocabulary, (200, 12), generator=torch.Generator().manual_seed(0))
+    read = [read_molecule(design)[0] for design in codec.decode(states)]
+    as_selfies = [
+        read_molecule(chemistry("selfies").decoder("".join(codec.alphabet[token - 1] for token in row)))[0]
+        for row in states.tolist()
+    ]
+    assert None not in read
+    assert radical_fraction(read) == 0
+    assert radical_fraction(as_selfies) > 0.5  # the twin: what the words are without hydrogens
+    for mine, theirs in zip(read, as_selfies, strict=True):  # and nothing but hydrogens is added
+        assert [atom.GetFormalCharge() for atom in mine.GetAtoms()].count(1) == [
+            atom.GetFormalCharge() for atom in theirs.GetAtoms()
+        ].count(1)
+        assert mine.GetNumHeavyAtoms() == theirs.GetNumHeavyAtoms()
+        assert mine.GetNumBonds() == theirs.GetNumBonds()
+
+
+def test_a_radical_has_no_state(codec):
+    assert "without radicals" in (codec.fault("C[CH]C") or "")
+    assert closed_shell("C[CH]C") == "CCC"
+    assert closed_shell("C[C@@H]O") == "CCO"
+    assert closed_shell("C[N+](C)(C)C") == "C[N+](C)(C)C"
+    assert closed_shell("c1cc[nH]c1") == "c1cc[nH]c1"
+    assert closed_shell("C1(") is None
 
 
 def test_random_states_are_molecules(codec):

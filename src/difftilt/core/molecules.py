@@ -89,6 +89,23 @@ def canonical(smiles: str) -> str | None:
     return None if molecule is None else str(chemistry("rdkit.Chem").MolToSmiles(molecule))
 
 
+def closed_shell(smiles: str) -> str | None:
+    """:func:`canonical` SMILES of the molecule with hydrogens on every free valence; ``None`` where it is invalid.
+
+    A SMILES such as ``C[CH]C`` leaves an electron unpaired: its brackets say how many hydrogens there are.
+    Charges stay.
+    """
+    molecule, _ = read_molecule(smiles)
+    if molecule is None:
+        return None
+    radicals = [atom for atom in molecule.GetAtoms() if atom.GetNumRadicalElectrons()]
+    for atom in radicals:
+        atom.SetNumRadicalElectrons(0)
+        atom.SetNoImplicit(False)
+    written = str(chemistry("rdkit.Chem").MolToSmiles(molecule))
+    return canonical(written) if radicals else written  # read again: a centre with two hydrogens is none
+
+
 def read_molecules(designs: Sequence[str]) -> tuple[list[Any], list[str | None]]:
     """Molecules, ``None`` where invalid, and the reasons, ``None`` where valid; each in order."""
     read = [read_molecule(design) for design in designs]

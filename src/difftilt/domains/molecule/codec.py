@@ -8,6 +8,10 @@ rows, of which :meth:`SelfiesCodec.encode` gives one: the longest words from the
 Designs are RDKit's canonical SMILES, whatever SMILES went in: a state is a function of the molecule and not of how it
 was written. What is not in the words (isotopes, rare ions) cannot be represented.
 
+**Free valences are hydrogens.** Symbols such as ``[C@H1]`` say how many hydrogens an atom has, and where one stands
+with too few bonds SELFIES' own reading is a radical, in one of eight sentences of a good model. As in graphs, words
+here say heavy atoms, charges, bonds and stereochemistry, and hydrogens fill what is left: no state is a radical.
+
 References:
     Krenn et al. 2020, https://arxiv.org/abs/1905.13741.
 """
@@ -19,7 +23,7 @@ from typing import Any
 
 import torch
 
-from difftilt.core.molecules import canonical, chemistry, read_molecule
+from difftilt.core.molecules import chemistry, closed_shell, read_molecule
 from difftilt.core.registry import register
 from difftilt.domains.molecule.words import Reader, symbols, to_symbols
 from difftilt.errors import ConfigError, DataError, ShapeError
@@ -96,6 +100,8 @@ class SelfiesCodec:
         molecule, reason = read_molecule(design)
         if molecule is None:
             return f"expected a molecule; got {reason}"
+        if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
+            return "expected a molecule without radicals; got one"
         written = to_symbols(design)
         if written is None:
             return "expected a molecule that SELFIES can write; got one that it cannot"
@@ -126,4 +132,4 @@ class SelfiesCodec:
 
     def _smiles(self, tokens: Sequence[int]) -> str:
         written = chemistry("selfies").decoder("".join(self.alphabet[token - 1] for token in tokens))
-        return canonical(written) or written  # an invalid one stays as it is written, for the reward to say why
+        return closed_shell(written) or written  # an invalid one stays as it is written, for the reward to say why

@@ -25,7 +25,7 @@ ZINC = MoleculeTask(
         MASKED: Prior(
             denoiser={"type": "causal_transformer", "width": 128, "depth": 4, "heads": 4, "temperature": 0.7},
             training=PretrainConfig(
-                updates=5000, batch=128, learning_rate=2e-3, weight_decay=0.01, ema=0.999, validate_every=500
+                updates=16_000, batch=128, learning_rate=2e-3, weight_decay=0.01, ema=0.999, validate_every=1000
             ),
             note=(
                 "Words are shown from left to right. Its laws are sharpened by the temperature 0.7 after training: "

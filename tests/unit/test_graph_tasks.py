@@ -102,8 +102,17 @@ def test_a_model_is_trained_measured_and_saved(tmp_path):
     assert said["unique_fraction"] == pytest.approx(3 / 4)
     assert said["novel_fraction"] == pytest.approx(2 / 3)
     task.check(task.read(path), policy)
-    with pytest.raises(DataError, match="at most 9 heavy atoms"):
-        task.check(task.read(file_of(["C" * n for n in range(1, 25)], tmp_path)), policy)
+    large = file_of([*("C" * n for n in range(1, 11)), *DESIGNS, "CCBr", ""], tmp_path)
+    with pytest.raises(DataError, match=f"line {len(DESIGNS) + 13}: expected a design"):
+        task.read(large)
+    large.write_text(large.read_text().replace("\n,x", ""))
+    with pytest.raises(
+        DataError, match=r"lines \d+, \d+: .* at most 9 heavy atoms; got 10; .*got Br"
+    ):
+        task.check(task.read(large), policy)
+    table = task.read(large, skip_invalid=True)
+    assert table.skipped == 2
+    task.check(table, policy)
 
 
 @pytest.mark.slow

@@ -86,6 +86,14 @@ def test_too_few_molecules_are_a_clear_error(tmp_path, rows, message):
         ZINC.read(_file(tmp_path, rows), skip_invalid=True)
 
 
+def test_a_row_without_a_molecule_is_named_or_left_out(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("smiles,note\n" + "".join(f"{smiles},x\n" for smiles in [*SMILES, "", " "]))
+    with pytest.raises(DataError, match=f"lines {len(SMILES) + 2}, {len(SMILES) + 3}: expected a design; got an empty"):
+        ZINC.read(path)
+    assert ZINC.read(path, skip_invalid=True).skipped == 2
+
+
 def test_many_bad_lines_are_counted_and_some_named(tmp_path):
     with pytest.raises(DataError, match="and 7 more"):
         ZINC.read(_file(tmp_path, [*SMILES, *["xx"] * 12]))

@@ -292,6 +292,19 @@ def test_unknown_residues_are_skipped_on_demand_and_counted(tmp_path):
     table = TINY.read(written(tmp_path, designs), skip_invalid=True)
     assert len(table) == 29
     assert table.skipped == 1
+    designs[5], designs[6] = designs[5] + "A", ""
+    with pytest.raises(DataError, match="line 8: expected a design"):
+        TINY.read(written(tmp_path, designs))
+    table = TINY.read(written(tmp_path, designs), skip_invalid=True)  # other lengths and empty ones too
+    assert (len(table), table.skipped) == (27, 3)
+
+
+def test_several_lines_with_unknown_residues_are_named_at_once(tmp_path):
+    designs = variants(30).sequences
+    for row in (4, 9, 12):
+        designs[row] = designs[row][:2] + "B" + designs[row][3:]
+    with pytest.raises(DataError, match=r"lines 6, 11, 14: expected the letters .*got 'B' at position 3 of the first"):
+        TINY.read(written(tmp_path, designs))
 
 
 def test_unequal_lengths_are_named_with_the_line(tmp_path):
@@ -306,7 +319,7 @@ def test_empty_files_and_single_designs_are_refused(tmp_path):
         TINY.read(written(tmp_path, []))
     with pytest.raises(DataError, match="at least 20 designs; got 1"):
         TINY.read(written(tmp_path, [WILD_TYPE]))
-    with pytest.raises(DataError, match="expected designs; got none"):
+    with pytest.raises(DataError, match="got none, and 30 others that are left out"):
         TINY.read(written(tmp_path, ["XXX"] * 30), skip_invalid=True)
 
 

@@ -18,6 +18,7 @@ from difftilt.core.fixing import hold
 from difftilt.core.policy import Policy
 from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.data import Table, find, record_of
+from difftilt.data.table import SEQUENCE_NAMES
 from difftilt.domains.sequence import SequenceTask
 from difftilt.domains.task import Designs, Task
 from difftilt.errors import ConfigError, StateError, UnsupportedError
@@ -216,13 +217,16 @@ def check_fit(model: EnsembleReward, policy: Policy) -> None:
 
 def _own_table(entry: Task, settings: JobSettings, policy: Policy) -> Table | None:
     data = entry.read(settings.data, skip_invalid=settings.skip_invalid)
-    tell_skipped(data)
+    tell_read(data)
     entry.check(data, policy)
     return data if isinstance(data, Table) else None
 
 
-def tell_skipped(data: Designs) -> None:
-    """Say how many designs of a file were left out."""
+def tell_read(data: Designs) -> None:
+    """Say what one might not expect of how a file was read: designs left out, or a column taken for them."""
+    if isinstance(data, Table) and data.sequence_column.lower() not in SEQUENCE_NAMES:
+        named = " or ".join(SEQUENCE_NAMES)
+        say(f"{data.path}: no column is called {named}; designs are read from the first, '{data.sequence_column}'")
     if data.skipped:
         say(f"{data.path}: {data.skipped:,} designs cannot be read and are left out; {len(data):,} are used")
 

@@ -14,7 +14,7 @@ import tyro
 
 from difftilt import build
 from difftilt.cli import flags
-from difftilt.cli.job import tell_skipped
+from difftilt.cli.job import tell_read
 from difftilt.cli.progress import say
 from difftilt.cli.record import shown
 from difftilt.core.policy import CONFIG
@@ -66,7 +66,8 @@ def command(argv: Sequence[str]) -> None:
         raise nearest(asked.only, entry.parts, what="part for --only")
     torch.set_num_threads(asked.threads)
     data = entry.read(asked.data, skip_invalid=asked.skip_invalid)
-    tell_skipped(data)
+    if asked.data is not None:
+        tell_read(data)
     if asked.data is not None and isinstance(entry, SequenceTask):
         entry = dataclasses.replace(entry, judge_set=None)  # a replicate of the task's table says nothing of other data
     output = asked.output or Path("models") / entry.name

@@ -4,13 +4,14 @@
   :func:`check`.
 - Images: :func:`image_names`, :func:`load_images`, :func:`read_images`, :func:`save_images`; :func:`record_of` has the
   record of a set of either kind.
-- One's own CSV, FASTA, Parquet: :func:`read_designs`, :func:`validate`, :func:`merge_repeats`, :func:`write_designs`.
+- One's own CSV, FASTA, Parquet: :func:`read_designs`, :func:`validate`, :func:`valid`, :func:`merge_repeats`,
+  :func:`write_designs`.
 - Splits: :func:`cluster_split`, :func:`group_split`, :func:`random_split`, :func:`hamming_clusters`.
 """
 
 from .image_record import ImageRecord
 from .images import ImageSet, read_images, save_images
-from .letters import validate
+from .letters import valid, validate
 from .places import cache_root, data_roots, find, load, load_images, locate
 from .preparing import check, prepare
 from .readers import read_designs
@@ -46,6 +47,7 @@ __all__ = [
     "read_images",
     "record_of",
     "save_images",
+    "valid",
     "validate",
     "write_designs",
 ]

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -24,6 +26,7 @@ from difftilt.errors import ConfigError, DataError
 from difftilt.types import Int
 
 from .files import read_bytes, read_unzipped, replacing
+from .table import NAMED
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 1024
@@ -74,13 +77,16 @@ def read_images(path: str | PathLike[str], *, size: int | None = None, skip_inva
         path: an ``.npz`` holds ``images`` (uint8, ``[N, H, W]``, ``[N, H, W, 1]`` or ``[N, H, W, 3]``), and may hold
             ``labels`` with ``label_names``, ``split`` with ``split_names``, and ``names`` or ``codepoints``.
         size: height and width to bring the images of a folder to, pixels; they must have one size when not given.
-        skip_invalid: leave out files of a folder that cannot be read, and name them in ``unread``.
+        skip_invalid: leave out files of a folder that cannot be read, or have another size than most, and name them in
+            ``unread``.
 
     Raises:
         DataError: nothing is there, no image is, or one is unreadable, of another size, or not 8 bits.
         ConfigError: a folder, and Pillow is not installed; ``size`` with a file.
     """
     path = Path(path)
+    if not path.exists():
+        raise DataError(f"expected images at '{path}'; got no such file or folder; check the path")
     if path.is_dir():
         return _read_folder(path, size, skip_invalid)
     if size is not None:
@@ -160,24 +166,33 @@ def _read_folder(folder: Path, size: int | None, skip_invalid: bool) -> ImageSet
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise DataError(f"expected PNG or JPEG files in {folder}; got none; put them there, or correct the path")
-    arrays, kept, skipped = [], [], []
+    read: dict[Path, np.ndarray] = {}
+    faults: dict[Path, str] = {}
     for file in files:
         try:
-            arrays.append(_pixels(image, file, size))
-            kept.append(file)
+            read[file] = _pixels(image, file, size)
         except DataError as error:
-            if not skip_invalid:
-                raise
-            skipped.append(f"{file.relative_to(folder)}: {error}")
-    if not arrays:
-        raise DataError(f"expected images in {folder}; got {len(files)} files, none of them readable; {skipped[0]}")
-    for file, array in zip(kept, arrays, strict=True):
-        if array.shape[:2] != arrays[0].shape[:2]:
-            raise DataError(
-                f"expected images of one size in {folder}; got {_size(arrays[0])} in {kept[0].name} and "
-                f"{_size(array)} in {file.name}; resize them, or read the folder with "
-                "difftilt.data.read_images(folder, size=32) and keep it with save_images"
-            )
+            faults[file] = str(error)
+    if not read:
+        first = next(iter(faults.values()))
+        raise DataError(f"expected images in {folder}; got {len(files)} files, none of them readable: {first}")
+    if faults and not skip_invalid:
+        raise DataError(
+            f"expected readable images in {folder}; got {len(faults)} of {len(files)} that are not: "
+            f"{_first(list(faults.values()))}; remove them or save them again, or --skip-invalid"
+        )
+    usual = Counter(_size(array) for array in read.values()).most_common(1)[0][0]
+    odd = {file: _size(array) for file, array in read.items() if _size(array) != usual}
+    if odd and not skip_invalid:
+        raise DataError(
+            f"expected images of one size in {folder}; got {len(read) - len(odd)} of {usual} pixels, and {len(odd)} of "
+            f"others: {_first([f'{file.relative_to(folder)} ({came})' for file, came in odd.items()])}; resize them, "
+            "or --skip-invalid; to bring all to one size: difftilt.data.read_images(folder, size=32) and save_images"
+        )
+    faults |= {file: f"expected {usual} pixels as most have; got {came}" for file, came in odd.items()}
+    skipped = [f"{file.relative_to(folder)}: {fault}" for file, fault in faults.items()]
+    kept = [file for file in read if file not in odd]
+    arrays = [read[file] for file in kept]
     if any(array.ndim == 3 for array in arrays):
         arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2) for array in arrays]
     names = [file.relative_to(folder) for file in kept]
@@ -212,7 +227,7 @@ def _pixels(image: Any, file: Path, size: int | None) -> np.ndarray:
         if isinstance(error, DataError):
             raise
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"expected a readable image; got {file}: {reason}; remove it, or save it again") from None
+        raise DataError(f"expected a readable image; got {file}: {reason}") from None
     if size is not None:
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -268,6 +283,8 @@ def _checked(images: np.ndarray, path: Path) -> np.ndarray:
     Raises:
         DataError: it is not; says in what.
     """
+    if images.ndim and not len(images):
+        raise DataError(f"{path}: expected images; got an array of none; check how it was written")
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
@@ -280,10 +297,15 @@ def _checked(images: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: expected images of 8 bits (uint8, 0 to 255); got {images.dtype}; convert, e.g. "
             "(255 * images).round().astype('uint8')"
         )
-    if not len(images) or not min(images.shape[1:3]) >= 1 or max(images.shape[1:3]) > LARGEST:
+    if min(images.shape[1:3]) < 1 or max(images.shape[1:3]) > LARGEST:
         raise DataError(f"{path}: expected images of 1 to {LARGEST} pixels a side; got {images.shape}; resize them")
     return images
 
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def _first(said: Sequence[str]) -> str:
+    """The first few of many."""
+    return "; ".join(said[:NAMED]) + (f"; and {len(said) - NAMED:,} more" if len(said) > NAMED else "")

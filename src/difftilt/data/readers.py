@@ -13,6 +13,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from urllib.parse import unquote
@@ -22,13 +23,13 @@ import numpy as np
 from difftilt.errors import ConfigError, DataError
 
 from .files import read_bytes, read_text
-from .table import SEQUENCE_NAMES, Table, name_columns
+from .table import SEQUENCE_NAMES, Table, name_columns, named_rows
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
 FASTA_FIELD = re.compile(r"(?:^|[\s|])([A-Za-z_]\w*)=([^\s|]*)")
 
 
-def read_designs(path: str | PathLike[str]) -> Table:
+def read_designs(path: str | PathLike[str], *, skip_invalid: bool = False) -> Table:
     """Read one's own designs.
 
     The design column is ``sequence``, ``seq`` or ``smiles``, else the first; the score column is ``score``, ``value``
@@ -36,6 +37,7 @@ def read_designs(path: str | PathLike[str]) -> Table:
 
     Args:
         path: ``.csv``, ``.tsv``, ``.fa``, ``.fasta`` (each also with ``.gz``) or ``.parquet``.
+        skip_invalid: leave out rows without a design; :attr:`Table.skipped` says how many.
 
     Returns:
         The table, rows in file order, repeats included.
@@ -47,12 +49,14 @@ def read_designs(path: str | PathLike[str]) -> Table:
     path = Path(path)
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind in (".csv", ".tsv"):
-        return _read_csv(path, tabs=kind == ".tsv")
-    if kind in (".fa", ".fasta"):
-        return _read_fasta(path)
-    if path.suffix.lower() == ".parquet":
-        return _read_parquet(path)
-    raise DataError(f"expected a .csv, .tsv, .fasta or .parquet file; got '{path.name}'; convert it to one of these")
+        table = _read_csv(path, tabs=kind == ".tsv")
+    elif kind in (".fa", ".fasta"):
+        table = _read_fasta(path)
+    elif path.suffix.lower() == ".parquet":
+        table = _read_parquet(path)
+    else:
+        raise DataError(f"expected a .csv, .tsv, .fasta or .parquet file; got '{path}'; convert it to one of these")
+    return _without_empty(table, skip_invalid=skip_invalid)
 
 
 def _read_csv(path: Path, *, tabs: bool) -> Table:
@@ -89,7 +93,6 @@ def _read_csv(path: Path, *, tabs: bool) -> Table:
         raise DataError(
             f"{path}, line 1: expected a header such as sequence,score; got what looks like a design; add a header"
         )
-    _no_empty(designs, path, lines)
     comma = delimiter == ";"
     numbers = {
         name: _column(values, name, path, lines, required=name == score, comma=comma) for name, values in cells.items()
@@ -114,7 +117,6 @@ def _read_fasta(path: Path) -> Table:
         elif text:
             parts[-1].append("".join(text.split()))
     designs = ["".join(part) for part in parts]
-    _no_empty(designs, path, lines)
     keys = list(dict.fromkeys(key for record in fields for key in record if key != "id"))
     _, score = name_columns(["sequence", *keys], path)
     columns = {"id": np.array(names, dtype=str)}
@@ -145,7 +147,6 @@ def _read_parquet(path: Path) -> Table:
     if not all(isinstance(design, str) for design in designs):
         raise DataError(f"{path}: expected text in column '{sequence}'; got {table.schema.field(sequence).type}")
     designs = [design.strip() for design in designs]
-    _no_empty(designs, path, None)
     columns = {}
     for name, values in cells.items():
         texts = ["" if value is None else repr(value) if isinstance(value, float) else str(value) for value in values]
@@ -189,10 +190,15 @@ def _is_design(name: str, designs: Sequence[str]) -> bool:
     return set(name) <= set("".join(designs)) and len(name) in {len(design) for design in designs}
 
 
-def _no_empty(designs: Sequence[str], path: Path, lines: Sequence[int] | None) -> None:
-    for index, design in enumerate(designs):
-        if not design:
-            raise DataError(f"{_place(path, lines, index)}: expected a design; got an empty one; fill or drop it")
+def _without_empty(table: Table, *, skip_invalid: bool) -> Table:
+    there = np.array([bool(design) for design in table.sequences], dtype=bool)
+    empty = np.flatnonzero(~there).tolist()
+    if empty and not skip_invalid:
+        raise DataError(
+            f"{table.path}, {named_rows(empty, table.lines)}: expected a design; got an empty one; fill or drop it, or "
+            "--skip-invalid"
+        )
+    return replace(table.take(there), skipped=len(empty))
 
 
 def _place(path: Path, lines: Sequence[int] | None, index: int) -> str:

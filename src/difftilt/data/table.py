@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from difftilt.errors import DataError
 
 SEQUENCE_NAMES = ("sequence", "seq", "smiles")
 SCORE_NAMES = ("score", "value", "reward")
+NAMED = 5
+"""Bad rows that an error names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,19 @@ class Table:
             columns={name: column[rows] for name, column in self.columns.items()},
             lines=None if self.lines is None else self.lines[rows],
         )
+
+
+def named_rows(rows: Sequence[int], lines: Sequence[int] | np.ndarray | None) -> str:
+    """Where some rows stand, the first few by number: ``lines 3, 7, 9, 12, 40 and 12 more``.
+
+    Args:
+        rows: their numbers, from 0; one at least.
+        lines: the line of the file at which each row stands; ``None``: rows are counted, from 1.
+    """
+    kind = "row" if lines is None else "line"
+    where = [str(row + 1 if lines is None else int(lines[row])) for row in rows[:NAMED]]
+    more = f" and {len(rows) - NAMED:,} more" if len(rows) > NAMED else ""
+    return f"{kind}{'s' if len(rows) > 1 else ''} {', '.join(where)}{more}"
 
 
 def merge_repeats(table: Table) -> Table:

@@ -16,7 +16,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.process import Process
 from difftilt.core.registry import construct
 from difftilt.core.trajectory import sample_states
-from difftilt.data import Table, cluster_split, load, merge_repeats, random_split, read_designs, validate
+from difftilt.data import Table, cluster_split, load, merge_repeats, random_split, read_designs, valid, validate
 from difftilt.domains.describing import describe_sequences
 from difftilt.domains.references import Lookout, SecondReference
 from difftilt.domains.task import DENOISER, FEWEST, MASKED, Designs, Task, TaskData
@@ -96,11 +96,16 @@ class SequenceTask(Task):
         """Its data set, or one's own file, checked for letters and lengths; one row per design."""
         if path is None:
             return load(self.data_set)
-        table = read_designs(path)
+        table = read_designs(path, skip_invalid=skip_invalid)
         letters = self.alphabet + "".join(self.aliases)
         if skip_invalid:
-            readable = np.array([set(design.upper()) <= set(letters) for design in table.sequences])
-            table = replace(table.take(readable), skipped=int((~readable).sum()))
+            fine = valid(table.sequences, letters)
+            table = replace(table.take(fine), skipped=table.skipped + int((~fine).sum()))
+        if not len(table):
+            raise DataError(
+                f"{path}: expected at least {FEWEST} designs of the letters {self.alphabet}; got none, and "
+                f"{table.skipped} others that are left out; check that it is the right file"
+            )
         read = validate(table.sequences, letters, path=path, lines=table.lines)
         table = self.merged(replace(table, sequences=read))
         if len(table) < FEWEST:

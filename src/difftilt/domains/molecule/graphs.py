@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from difftilt.core.policy import Policy
 from difftilt.core.registry import construct
 from difftilt.core.trajectory import sample_states
 from difftilt.data import Table, find, load
+from difftilt.data.table import NAMED, named_rows
 from difftilt.domains.molecule.drawing import before_and_after, histograms
 from difftilt.domains.molecule.graph_codec import GraphCodec
 from difftilt.domains.molecule.named import REWARDS
@@ -66,8 +67,17 @@ class GraphTask(Task):
     # --- data ----------------------------------------------------------------------------------------------------
 
     def read(self, path: Path | None = None, *, skip_invalid: bool = False) -> Table:
-        """Its data set as it is, or one's own file as canonical SMILES, one row per molecule."""
-        return load(self.data_set) if path is None else read_own(path, skip_invalid=skip_invalid)
+        """Its data set as it is, or one's own file as canonical SMILES, one row per molecule.
+
+        ``skip_invalid`` also leaves out molecules that have no graph of this task's kind: foreign atoms, or too many.
+        """
+        if path is None:
+            return load(self.data_set)
+        table = read_own(path, skip_invalid=skip_invalid)
+        if not skip_invalid:
+            return table
+        has_graph = np.array([self.codec.fault(design) is None for design in table.sequences], dtype=bool)
+        return replace(table.take(has_graph), skipped=table.skipped + int((~has_graph).sum()))
 
     def split(self, data: Designs, *, seed: int = 0) -> GraphData:
         """At random: 10 % for tests, :attr:`validation` (at most 10 %) to choose the average, the rest for training.
@@ -101,13 +111,14 @@ class GraphTask(Task):
         """Designs have graphs of the model's kind."""
         assert isinstance(data, Table)
         assert isinstance(policy.codec, GraphCodec)
-        for design in data.sequences:
-            fault = policy.codec.fault(design)
-            if fault is not None:
-                raise DataError(
-                    f"{data.path}: {fault} in '{design}'; drop it, or use --models with a model of such molecules (see "
-                    "`difftilt pretrain`)"
-                )
+        faults = {row: policy.codec.fault(design) for row, design in enumerate(data.sequences)}
+        bad = [row for row, fault in faults.items() if fault is not None]
+        if bad:
+            said = "; ".join(f"'{data.sequences[row]}': {faults[row]}" for row in bad[:NAMED])
+            raise DataError(
+                f"{data.path}, {named_rows(bad, data.lines)}: expected molecules that have a graph of the model's kind;"
+                f" got others ({said}); drop them, or --skip-invalid"
+            )
 
     # --- models --------------------------------------------------------------------------------------------------
 

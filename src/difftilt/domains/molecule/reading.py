@@ -9,11 +9,9 @@ import numpy as np
 
 from difftilt.core.molecules import chemistry, read_molecules
 from difftilt.data import Table, merge_repeats, read_designs
+from difftilt.data.table import NAMED, named_rows
 from difftilt.domains.task import FEWEST
 from difftilt.errors import DataError
-
-NAMED = 5
-"""Bad lines that an error names."""
 
 
 def read_own(path: Path, *, skip_invalid: bool = False) -> Table:
@@ -26,27 +24,19 @@ def read_own(path: Path, *, skip_invalid: bool = False) -> Table:
     Raises:
         DataError: a design is no molecule (lines and reasons are named), or there are too few.
     """
-    table = read_designs(path)
+    table = read_designs(path, skip_invalid=skip_invalid)
     molecules, reasons = read_molecules(table.sequences)
     bad = [row for row, reason in enumerate(reasons) if reason is not None]
     if bad and not skip_invalid:
-        raise DataError(f"{path}, {_lines(table, bad)}: {_fault(table, reasons, bad)}")
+        raise DataError(f"{path}, {named_rows(bad, table.lines)}: {_fault(table, reasons, bad)}")
     to_smiles = chemistry("rdkit.Chem").MolToSmiles
     good = np.array([reason is None for reason in reasons])
     written = [to_smiles(molecule) for molecule in molecules if molecule is not None]
-    table = merge_repeats(replace(table.take(good), sequences=written, skipped=len(bad)))
+    table = merge_repeats(replace(table.take(good), sequences=written, skipped=table.skipped + len(bad)))
     if len(table) < FEWEST:
-        left_out = f" and {len(bad)} that are none" if bad else ""
+        left_out = f" and {table.skipped} that are none" if table.skipped else ""
         raise DataError(f"{path}: expected at least {FEWEST} molecules; got {len(table)}{left_out}; add more")
     return table
-
-
-def _lines(table: Table, rows: list[int]) -> str:
-    """The places of some rows, the first few by number."""
-    where = [str(row + 1 if table.lines is None else int(table.lines[row])) for row in rows[:NAMED]]
-    kind = "row" if table.lines is None else "line"
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return f"{kind}{'s' if len(rows) > 1 else ''} {', '.join(where)}{more}"
 
 
 def _fault(table: Table, reasons: list[str | None], rows: list[int]) -> str:

@@ -22,7 +22,7 @@ from difftilt.algorithms.reward_weighted_mle import RewardWeightedMLE
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance, VarGrad
 from difftilt.algorithms.value_weighted_mle import ValueWeightedMLE
 from difftilt.core.policy import CONFIG, Policy
-from difftilt.core.reward import Reward
+from difftilt.core.reward import DifferentiableReward, Reward
 from difftilt.core.value import Value
 from difftilt.data import Table, load
 from difftilt.domains import dna, image, molecule, protein, rna
@@ -34,6 +34,7 @@ from difftilt.networks.stored import kind_of
 from difftilt.rewards.combined import Objective, Requirement, combined
 from difftilt.rewards.ensemble import EnsembleReward
 from difftilt.rewards.function import as_reward, load_function
+from difftilt.rewards.pool import Pool
 from difftilt.rewards.spec import bound, short, terms
 from difftilt.rewards.table import TableReward
 from difftilt.samplers.best_of_n import BestOfN
@@ -223,6 +224,9 @@ def load_reward(
     models: Path | None = None,
     table: Table | None = None,
     require: Sequence[str] = (),
+    *,
+    workers: int = 1,
+    timeout: float | None = None,
 ) -> Reward:
     """The reward of a task.
 
@@ -232,21 +236,43 @@ def load_reward(
             (:mod:`difftilt.rewards.spec`); ``None`` for the task's own.
         models: folder of own models in place of the zoo.
         table: own data in place of the task's set, for a table reward.
-        require: bounds that designs must meet, such as ``"sa<=3"``.
+        require: bounds that designs must meet, such as ``"sa_score<=3"``.
+        workers: processes that score designs with each function and computed reward (:class:`~difftilt.rewards.Pool`).
+        timeout: seconds that one design may take there; ``None`` for no limit.
 
     Raises:
-        ConfigError: an unknown name, a sum or bound that makes no sense, a model that is not there.
+        ConfigError: an unknown name, a sum or bound that makes no sense, a model that is not there; workers or a
+            timeout, and nothing that they are for.
     """
     summands, bounds = terms(spec or entry.default_reward), [bound(text) for text in require]
     made: dict[str, Reward] = {}
     for name in dict.fromkeys([*(term.name for term in summands), *(limit.name for limit in bounds)]):
         made[name] = _one_reward(entry, name, models, table)
+    if workers != 1 or timeout is not None:
+        pooled = {
+            name: Pool(name if ":" in name else reward, workers=workers, timeout=timeout)
+            for name, reward in made.items()
+            if _in_processes(entry, name, reward)
+        }
+        if not pooled:
+            raise ConfigError(
+                f"expected a function or a computed reward for --workers and --timeout; got {', '.join(made)}, which "
+                "this process scores; leave them out"
+            )
+        made |= pooled
     if not bounds and len(summands) == 1 and summands[0].weight == 1:
         return made[summands[0].name]
     return combined(
         [Objective(short(term.name), as_reward(made[term.name]), term.weight) for term in summands],
         [Requirement(short(limit.name), as_reward(made[limit.name]), limit.sense, limit.value) for limit in bounds],
     )
+
+
+def _in_processes(entry: Task, name: str, reward: Reward) -> bool:
+    """Whether worker processes can score a reward, and are worth it: no network, no table, no gradient."""
+    named = entry.rewards.get(name)
+    computed = isinstance(named, NamedReward) and named.part is None and not isinstance(reward, DifferentiableReward)
+    return ":" in name or computed
 
 
 def _one_reward(entry: Task, spec: str, models: Path | None, table: Table | None) -> Reward:

@@ -11,6 +11,7 @@ pytest.importorskip("rdkit")
 
 from difftilt.campaigns import candidates, constraints
 from difftilt.campaigns.campaign import Campaign
+from difftilt.campaigns.checks import check_settings
 from difftilt.campaigns.history import CampaignSettings
 from difftilt.campaigns.settings import Picking, Tuning
 from difftilt.campaigns.strategies import STRATEGIES, strategy
@@ -20,7 +21,7 @@ from difftilt.core.registry import construct
 from difftilt.domains.molecule.codec import SelfiesCodec
 from difftilt.domains.molecule.graph_codec import GraphCodec
 from difftilt.domains.molecule.graphs import staged
-from difftilt.errors import DataError, StateError, UnsupportedError
+from difftilt.errors import ConfigError, DataError, StateError, UnsupportedError
 from difftilt.rewards.chemistry import PropertyReward
 from difftilt.rng import seeded_initialisation
 
@@ -103,3 +104,27 @@ def test_without_the_sieve_a_plate_has_designs_of_which_nothing_is_learned(
         monkeypatch.setattr(module, "fault_of", lambda codec, design: None)
     with pytest.raises((DataError, StateError)):
         play(tmp_path, MODELS[name](), "greedy")
+
+
+@pytest.mark.parametrize(
+    ("who", "surrogate", "refused"),
+    [
+        ("seiko-ucb", "auto", True),
+        ("seiko-ucb", "linear", False),
+        ("conservative", "auto", False),
+        ("random", "auto", False),
+    ],
+)
+def test_a_missing_package_is_named_before_the_first_plate(
+    who: str, surrogate: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("difftilt.surrogates.gaussian_process.importlib.util.find_spec", lambda name: None)
+    settings = CampaignSettings(
+        name="lab", task="none", strategy=who, batch=6, budget=18, picking=Picking(surrogate=surrogate)
+    )
+    policy = MODELS[next(iter(MODELS))]()
+    if refused:
+        with pytest.raises(ConfigError, match=r"got no botorch; run: pip install 'difftilt\[bo\]'"):
+            check_settings(settings, policy)
+    else:
+        check_settings(settings, policy)

@@ -106,9 +106,7 @@ def test_a_model_is_trained_measured_and_saved(tmp_path):
     with pytest.raises(DataError, match=f"line {len(DESIGNS) + 13}: expected a design"):
         task.read(large)
     large.write_text(large.read_text().replace("\n,x", ""))
-    with pytest.raises(
-        DataError, match=r"lines \d+, \d+: .* at most 9 heavy atoms; got 10; .*got Br"
-    ):
+    with pytest.raises(DataError, match=r"lines \d+, \d+: .* at most 9 heavy atoms; got 10; .*got Br"):
         task.check(task.read(large), policy)
     table = task.read(large, skip_invalid=True)
     assert table.skipped == 2

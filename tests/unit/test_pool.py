@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from difftilt import build
 from difftilt.errors import ConfigError, OracleError
 from difftilt.rewards.function import FunctionReward
 from difftilt.rewards.pool import Pool
@@ -178,3 +179,23 @@ def test_a_script_without_a_guard_can_name_a_file(tmp_path, file):
 
 def _run(script: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_commands_workers_are_for_functions_and_computed_rewards(tmp_path):
+    task = build.task("utr-mrl")
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(
+        "import os\ndef f(them):\n    return [os._exit(3) if d == 'T' else float(len(d)) for d in them]\n"
+    )
+    reward = build.load_reward(task, f"2*{scorer}:f", workers=2, timeout=30)
+    values = reward(["A", "T", "AAA"])
+    assert values.tolist()[::2] == [2, 6]
+    assert values[1].isnan()
+    with pytest.raises(ConfigError, match=r"expected a function or a computed reward for --workers .*; got model"):
+        build.load_reward(task, "model", workers=2)
+    pytest.importorskip("rdkit")
+    zinc = build.task("zinc-qed")
+    here, there = build.load_reward(zinc, "qed,-0.1*sa_score"), build.load_reward(zinc, "qed,-0.1*sa_score", workers=2)
+    designs = ["CCO", "c1ccccc1C(=O)N", "xx"]
+    assert torch.equal(here(designs).isnan(), there(designs).isnan())
+    assert torch.equal(here(designs)[:2], there(designs)[:2])

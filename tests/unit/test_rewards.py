@@ -144,7 +144,7 @@ def test_a_contract_broken_in_the_retry_is_seen_too() -> None:
             raise ValueError
         return [1.0, 2.0]
 
-    with pytest.raises(OracleError, match="to return 1 numbers, one per design; got 2"):
+    with pytest.raises(OracleError, match="to return 1 number, one per design; got 2"):
         FunctionReward(odd)(DESIGNS)
 
 

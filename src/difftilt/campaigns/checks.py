@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
+from difftilt.campaigns.adaptive import Adaptive
 from difftilt.campaigns.constraints import Rules
 from difftilt.campaigns.history import CampaignSettings, History
-from difftilt.campaigns.learning import measurements
+from difftilt.campaigns.learning import learner, measurements
 from difftilt.campaigns.strategies import READS, strategy
 from difftilt.campaigns.update import algorithm_for
 from difftilt.core.algorithm import Anchor
 from difftilt.core.codec import TokenCodec
 from difftilt.core.policy import Policy
 from difftilt.errors import ConfigError, DataError, UnsupportedError
+from difftilt.surrogates.gaussian_process import GaussianProcess, check_installed
 
 
 def check_reads(settings: CampaignSettings) -> None:
@@ -50,7 +52,7 @@ def check_settings(settings: CampaignSettings, policy: Policy) -> None:
         policy: p_pre of its task.
 
     Raises:
-        ConfigError: a setting makes no sense of this task.
+        ConfigError: a setting makes no sense of this task, or a package is missing that the strategy will need.
         DataError: a file of designs cannot be read, or nothing can be learned from designs measured before.
         UnsupportedError: the task has no such designs.
     """
@@ -61,7 +63,11 @@ def check_settings(settings: CampaignSettings, policy: Policy) -> None:
             f"expected designs that a plate can name in text; got those of {type(policy.codec).__name__}; propose and "
             "measure them in a loop of your own: tune with dt.finetune, learn with difftilt.surrogates"
         )
-    strategy(settings.strategy)(policy, Path())
+    proposer = strategy(settings.strategy)(policy, Path())
+    if "surrogate" in READS[settings.strategy]:
+        how = proposer.plan.acquisition if isinstance(proposer, Adaptive) else "mean"
+        if isinstance(learner(settings.picking, 0, how), GaussianProcess):
+            check_installed()
     run, tuning, start = Rules(settings.constraints, policy).on(policy), settings.tuning, settings.picking.start
     if "algorithm" in READS[settings.strategy]:
         fixed = run.frozen_copy()

@@ -125,7 +125,15 @@ def load_job(plan: Plan) -> Job:
         policy = policy.with_steps(settings.steps_per_sample)
     policy = hold(policy, settings.fix)
     table = None if settings.data is None else _own_table(entry, settings, policy)
-    reward = build.load_reward(entry, settings.reward, settings.models, table, settings.require)
+    reward = build.load_reward(
+        entry,
+        settings.reward,
+        settings.models,
+        table,
+        settings.require,
+        workers=settings.workers,
+        timeout=settings.timeout,
+    )
     judge = build.judge_of(entry, settings.reward, settings.models)
     for model in (*_parts(reward), *(() if judge is None else _parts(judge))):
         if isinstance(model, EnsembleReward):

@@ -31,9 +31,9 @@ class JobSettings:
     """What to tilt: a task of `difftilt list`."""
     reward: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:FUNCTION|NAME|SUM")] = None
     """Toward what: a function from a list of designs to numbers (None or NaN = infeasible), a reward of the task (see
-    `difftilt list`), or a weighted sum of such: qed,-0.1*sa. The task's own when not set."""
+    `difftilt list`), or a weighted sum of such: qed,-0.1*sa_score. The task's own when not set."""
     require: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME>=NUMBER")]] = ()
-    """Bounds that designs must meet, e.g. "sa<=3"; what misses one is infeasible."""
+    """Bounds that designs must meet, e.g. "sa_score<=3"; what misses one is infeasible."""
     fix: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="POSITION:LETTERS")]] = ()
     """Hold letters fixed, e.g. 10:ATG; the first position is 1."""
     motif: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IUPAC")]] = ()
@@ -53,6 +53,11 @@ class JobSettings:
     """Designs that are evaluated; as many of the pretrained model are drawn to compare with."""
     log_z_samples: int | None = None
     """Reward calls of the independent estimate of log Z; 8192, but 0 for a function, when not set."""
+    workers: int = 1
+    """Processes that score designs with a function, or a reward that is computed (QED, JPEG size)."""
+    timeout: float | None = None
+    """Seconds that a function may take for one design; beyond, or if it takes its process down, the design is
+    infeasible. No limit when not set."""
     threads: int = 1
     """Threads of torch; 2 save time on idle cores only. A run repeats its numbers with the same number."""
     device: str | None = None

@@ -83,7 +83,7 @@ class FunctionReward:
                 raise
             except (Exception, SystemExit) as error:
                 failures += 1
-                answers.append(_Failure(math.nan, f"{type(error).__name__}: {_first_line(error)}"))
+                answers.append(_Failure(math.nan, f"{type(error).__name__}: {first_line(error)}"))
         if failures == len(designs) and (failures >= FEW or not self.proven):
             raise OracleError(
                 f"expected '{self.name}' to score at least one of {failures} designs; got {answers[-1].reason} for "
@@ -97,15 +97,19 @@ class FunctionReward:
                 raise TypeError
         except TypeError:  # no length: a number, a generator, an array without axes
             raise OracleError(
-                f"expected '{self.name}' to return {expected} numbers; got {type(answers).__name__}; return a list"
+                f"expected '{self.name}' to return {_numbers(expected)}; got {type(answers).__name__}; return a list"
             ) from None
         answers = list(answers)  # of a data frame these are its columns
         if len(answers) != expected:
             raise OracleError(
-                f"expected '{self.name}' to return {expected} numbers, one per design; got {len(answers)}; "
+                f"expected '{self.name}' to return {_numbers(expected)}, one per design; got {len(answers)}; "
                 "return one for each, None where infeasible"
             )
         return answers
+
+
+def _numbers(count: int) -> str:
+    return "1 number" if count == 1 else f"{count} numbers"
 
 
 def _number(answer: Any, name: str) -> tuple[float, str | None]:
@@ -130,8 +134,12 @@ def as_reward(reward: Reward) -> Reward:
     return reward if known else FunctionReward(reward)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a line; a user's may not even be able to say it."""
+    try:
+        return (str(error).splitlines() or [""])[0]
+    except Exception:
+        return "an error that cannot say what it is"
 
 
 def load_function(reference: str) -> FunctionReward:
@@ -157,7 +165,7 @@ def load_function(reference: str) -> FunctionReward:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"expected '{path}' to run; got {type(error).__name__}: {_first_line(error)}; correct it"
+            f"expected '{path}' to run; got {type(error).__name__}: {first_line(error)}; correct it"
         ) from error
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if name not in functions:

@@ -39,7 +39,7 @@ import torch
 
 from difftilt.core.reward import Reward
 from difftilt.errors import ConfigError, DiffTiltError, OracleError
-from difftilt.rewards.function import FEW, FunctionReward, as_reward, load_function
+from difftilt.rewards.function import FEW, FunctionReward, as_reward, first_line, load_function
 from difftilt.types import Float, Tensor
 
 HANDFUL = 32
@@ -296,7 +296,7 @@ def _serve(pipe: Connection, scorer: Any) -> None:
     try:
         reward = load_function(scorer) if isinstance(scorer, str) else as_reward(scorer)
     except BaseException as error:
-        pipe.send(("unmade", f"{type(error).__name__}: {error}"))
+        pipe.send(("unmade", f"{type(error).__name__}: {first_line(error)}"))
         return
     if isinstance(reward, FunctionReward):
         reward.proven = True  # whether it fails on everything is seen from where all workers are seen
@@ -309,7 +309,7 @@ def _serve(pipe: Connection, scorer: Any) -> None:
                 except OracleError as error:
                     message = ("broken", str(error))
                 except (Exception, SystemExit) as error:
-                    message = ("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+                    message = ("failed", f"{type(error).__name__}: {first_line(error)}")
                 pipe.send(message)
 
 

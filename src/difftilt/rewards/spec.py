@@ -1,4 +1,4 @@
-"""Rewards as people write them on a command line: ``qed``, ``qed,-0.1*sa``, ``scorer.py:f``; bounds: ``sa<=3``.
+"""Rewards as people write them on a command line: ``qed,-0.1*sa_score``, ``scorer.py:f``; bounds: ``sa_score<=3``.
 
 Terms are separated by commas and summed, each with a weight before a ``*`` where it is not 1; nothing is evaluated.
 """
@@ -47,7 +47,7 @@ def terms(spec: str) -> list[Term]:
         match = TERM.fullmatch(text)
         if match is None:
             raise ConfigError(
-                f"expected terms such as qed or -0.1*sa, separated by commas; got '{text.strip()}' in '{spec}'; "
+                f"expected terms such as qed or -0.1*sa_score, separated by commas; got '{text.strip()}' in '{spec}'; "
                 "correct it"
             )
         weight = float(match[1]) if match[1] else -1.0 if match[2] == "-" else 1.0
@@ -68,7 +68,7 @@ def bound(text: str) -> Bound:
     """
     match = BOUND.fullmatch(text)
     if match is None:
-        raise ConfigError(f"expected --require NAME>=NUMBER or NAME<=NUMBER; got '{text}'; for example sa<=3")
+        raise ConfigError(f"expected --require NAME>=NUMBER or NAME<=NUMBER; got '{text}'; for example sa_score<=3")
     return Bound(match[1], match[2], float(match[3]))
 
 

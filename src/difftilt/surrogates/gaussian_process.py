@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable
@@ -82,6 +83,20 @@ class ProcessSurrogate(Surrogate):
         return torch.cholesky_solve(y[:, None], self.cholesky)[:, 0]
 
 
+def check_installed() -> None:
+    """Nothing where Gaussian processes can be fitted.
+
+    Raises:
+        ConfigError: BoTorch or GPyTorch is not installed; the command that adds them is named.
+    """
+    missing = [name for name in ("botorch", "gpytorch") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"expected BoTorch and GPyTorch for Gaussian processes; got no {missing[0]}; run: pip install "
+            "'difftilt[bo]'"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class GaussianProcess:
     """Settings of a Gaussian process."""
@@ -120,14 +135,11 @@ class GaussianProcess:
         self, x: Float[Tensor, "n *event"], y: Float[Tensor, " n"], variance: Float[Tensor, " n"]
     ) -> tuple[Any, float]:
         """The kernel, and ``m`` standardised."""
-        try:
-            import gpytorch
-            from botorch.fit import fit_gpytorch_mll
-            from botorch.models import SingleTaskGP
-        except ImportError as error:
-            raise ConfigError(
-                f"expected BoTorch and GPyTorch for Gaussian processes; got '{error}'; run: pip install 'difftilt[bo]'"
-            ) from error
+        check_installed()
+        import gpytorch
+        from botorch.fit import fit_gpytorch_mll
+        from botorch.models import SingleTaskGP
+
         from difftilt.surrogates.kernels import DesignKernel
 
         letters = x.ndim == 3

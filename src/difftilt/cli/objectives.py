@@ -19,6 +19,7 @@ SHOWN = 400
 def objective_facts(reward: CombinedReward, evaluation: Evaluation) -> dict[str, Any]:
     """What ``evaluation.json`` says of each number that a combined reward is made of.
 
+    Means are over the feasible designs, as the reward's is: the others weigh nothing.
     Volumes are dominated by the feasible designs of a side, above the worst feasible design before in each objective;
     objectives that enter with a negative weight count downwards.
     """

@@ -79,20 +79,23 @@ def between_runs(runs: Sequence[RunFacts]) -> Figure | None:
     shared = [run for run in runs if len(_records(run, "objectives")) > 1]
     named = [str(term.get("name")) for term in _records(shared[0], "objectives")][:2] if shared else []
     shared = [run for run in shared if {str(t.get("name")) for t in _records(run, "objectives")} >= set(named)]
-    spots = []
+    spots, bounds = [], []
     for run in shared:
         means = [run.estimate("objectives", "after", "means", name) for name in named]
         before = [run.estimate("objectives", "before", "means", name) for name in named]
         if means[0] is not None and means[1] is not None:
             spots.append(Spot(run.name, means[0], means[1], "reward"))
-        if before[0] is not None and before[1] is not None and not any(s.kind == "yardstick" for s in spots):
-            spots.append(Spot("pretrained", before[0], before[1], "yardstick"))
+        own = _records(run, "requirements")
+        if before[0] is not None and before[1] is not None and own not in bounds:  # of other bounds others are feasible
+            bounds.append(own)
+            name = "pretrained" if len(bounds) == 1 else f"pretrained, as {run.name}"
+            spots.append(Spot(name, before[0], before[1], "yardstick"))
     if sum(spot.kind == "reward" for spot in spots) < 2:
         return None
     svg = charts.scatter(spots, x_label=named[0], y_label=named[1], include=())
     if svg is None:
         return None
-    return Figure(svg, f"Means over the designs of each run, with 95 % intervals.{_volumes(shared)}")
+    return Figure(svg, f"Means over the feasible designs of each run, with 95 % intervals.{_volumes(shared)}")
 
 
 def _volumes(runs: Sequence[RunFacts]) -> str:

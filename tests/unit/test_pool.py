@@ -81,6 +81,39 @@ def test_a_scorer_that_raises_hangs_or_crashes_costs_that_design_only(file, batc
     assert {reason for design, reason in reasons.items() if design not in MEAN} == {None}
 
 
+def test_programs_that_a_lost_worker_has_started_end_with_it(tmp_path):
+    scorer = tmp_path / "waits.py"
+    scorer.write_text(
+        "import pathlib, subprocess\n"
+        "def f(designs):\n"
+        "    if designs == ['hang']:\n"
+        "        program = subprocess.Popen(['sleep', '600'])\n"
+        f"        pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(program.pid))\n"
+        "        program.wait()\n"
+        "    return [1.0] * len(designs)\n"
+    )
+    with Pool(f"{scorer}:f", workers=1, timeout=3) as pool:
+        values = pool(["a", "hang", "b"])
+    assert values.isnan().tolist() == [False, True, False]
+    program = int((tmp_path / "pid").read_text())
+    ended = time.monotonic() + 5
+    while alive(program) and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert not alive(program)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    status = Path(f"/proc/{pid}/status")
+    if status.is_file():
+        return "\nState:\tZ" not in status.read_text()
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_the_order_is_that_of_the_designs_whichever_worker_had_which(file):
     designs = ["a" * (1 + i % 40) for i in range(300)]
     with Pool(f"{file}:length", workers=2) as pool:

@@ -4,10 +4,11 @@ A design on which the scorer raises, hangs longer than its limit, or takes its p
 ``os._exit``, out of memory) is NaN, with that reason, and costs nothing else: its worker is replaced, the designs
 behind it go on. The values are those of one process, in the order of the designs, whichever worker had which.
 
-**How.** Each worker is a fresh process (*spawn*) that makes its scorer once and then answers for one design after
-another, so that the clock of a design starts when the answer before it came. Designs go out by the handful, and what
-a lost worker had not answered yet goes to another. A scorer that likes company (a network, say) gets ``batch``
-designs at a time; where a batch fails, its designs are scored again one by one.
+**How.** Each worker is a process of its own, forked off a server that has imported this package and nothing of the
+caller's (*forkserver*; *spawn* where there is none), so that a lost one is replaced in a moment. It makes its scorer
+once and then answers for one design after another, so that the clock of a design starts when the answer before it
+came. Designs go out by the handful, and what a lost worker had not answered yet goes to another. A scorer that likes
+company (a network, say) gets ``batch`` designs at a time; where a batch fails, its designs are scored again one by one.
 
 **Scripts.** Python's own pools run the caller's script again in every worker, which is why it has to hide its main part
 behind ``if __name__ == "__main__":``. These workers do not. What they need is a scorer that they can find: a function
@@ -245,7 +246,10 @@ class Pool:
 
 def _started(scorer: Any) -> _Worker:
     """A fresh process that makes ``scorer``; it does not run the script of this one."""
-    context = multiprocessing.get_context("spawn")
+    served = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
+    if served:
+        context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, scorer), daemon=True)
     with _no_script():
@@ -256,7 +260,7 @@ def _started(scorer: Any) -> _Worker:
 
 @contextlib.contextmanager
 def _no_script() -> Generator[None]:
-    """Hide the running script from *spawn*, and keep numerical libraries to one thread in the new process."""
+    """Hide the running script from the new process, and keep numerical libraries to one thread in it."""
     script, threads = sys.modules["__main__"], os.environ.get("OMP_NUM_THREADS")
     sys.modules["__main__"], os.environ["OMP_NUM_THREADS"] = types.ModuleType("__main__"), "1"
     try:
@@ -276,7 +280,10 @@ def _send(worker: _Worker, designs: list[Any]) -> None:
 
 
 def _end(worker: _Worker) -> None:
+    """Kill a worker, and what it has started: a scorer may wait for a program that hangs."""
     worker.pipe.close()
+    with contextlib.suppress(AttributeError, ProcessLookupError, PermissionError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
     worker.process.join()
 
@@ -290,6 +297,8 @@ def _cause(code: int | None) -> str:
 
 def _serve(pipe: Connection, scorer: Any) -> None:
     """What a worker does: make the scorer, then answer batch by batch until it is told to end."""
+    with contextlib.suppress(AttributeError, PermissionError):
+        os.setpgid(0, 0)  # what it starts is killed with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main program hears an interrupt, and ends its workers
     os.environ[INSIDE] = "1"
     torch.set_num_threads(1)

@@ -241,7 +241,8 @@ say(
 # Of the *8-bit* image, a bound, from the pretrained network run in many small steps ([`chain_bounds`][difftilt.metrics.chain_bound.chain_bounds]):
 #
 # $$
-# -\log P(x) \le KL\big(q(x_1|x) \,\|\, p(x_1)\big) + \sum_{t} E\, KL\big(q(x_s|x_t,x) \,\|\, p(x_s|x_t)\big) + E\big[-\log P(x|x_t)\big] \qquad (4)
+# -\log P(x) &\le KL\big(q(x_1|x) \,\|\, p(x_1)\big) + E\big[-\log P(x|x_t)\big] \\
+# &\quad + \sum_{t} E\, KL\big(q(x_s|x_t,x) \,\|\, p(x_s|x_t)\big) \qquad (4)
 # $$
 
 # %%

@@ -29,8 +29,8 @@ ZINC = MoleculeTask(
             ),
             note=(
                 "Words are shown from left to right. Its laws are sharpened by the temperature 0.7 after training: "
-                "QED, logP, synthetic accessibility and rings are then nearer to the data's (mean QED 0.70, at 1 it is "
-                "0.65), and the bound is that of the sharpened law."
+                "QED, logP, synthetic accessibility and rings are then nearer to the data's, and the bound is that of "
+                "the sharpened law."
             ),
         )
     },

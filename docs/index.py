@@ -23,7 +23,9 @@ matrices, grid = problem.reference.matrix, problem.pretrained.grid
 marginals = [problem.prior]
 for matrix in matrices:
     marginals.append(marginals[-1] @ matrix)
-twist = [(problem.table / problem.alpha - (problem.table / problem.alpha).max()).exp()]
+twist = [
+    (problem.table / problem.alpha - (problem.table / problem.alpha).max()).exp()
+]
 for matrix in reversed(matrices):
     twist.insert(0, matrix @ twist[0])
 tilted = [p * w / (p @ w) for p, w in zip(marginals, twist, strict=True)]
@@ -41,27 +43,53 @@ def paths(first, steps, n):
     return problem.x[torch.stack(states)]
 
 
-drawn = [paths(marginals[0], None, size(14, 2)), paths(tilted[0], twist, size(14, 2))]
+drawn = [
+    paths(marginals[0], None, size(14, 2)),
+    paths(tilted[0], twist, size(14, 2)),
+]
 
 # %% tags=["remove"]
-figure, panels = axes(3, width=8.2, height=3.1, sharey=True, gridspec_kw={"width_ratios": [3, 3, 1.3]})
+figure, panels = axes(
+    3, width=8.2, height=3.1, sharey=True, gridspec_kw={"width_ratios": [3, 3, 1.3]}
+)
 for panel, laws, lines, title, colour, tint in (
     (panels[0], marginals, drawn[0], "the pretrained chain", GREY, "Greys"),
     (panels[1], tilted, drawn[1], "tilted", ORANGE, "Oranges"),
 ):
     density = torch.stack([law[seen] / law.max() for law in laws]).T
-    shade = {"shading": "nearest", "alpha": density.pow(0.6).clamp(0, 1), "rasterized": True}
-    panel.pcolormesh(grid, problem.x[seen], density, cmap=tint, vmin=-0.3, vmax=1.4, **shade)
+    shade = {
+        "shading": "nearest",
+        "alpha": density.pow(0.6).clamp(0, 1),
+        "rasterized": True,
+    }
+    panel.pcolormesh(
+        grid, problem.x[seen], density, cmap=tint, vmin=-0.3, vmax=1.4, **shade
+    )
     panel.plot(grid, lines, color=colour, lw=0.7, alpha=0.8)
     panel.set(xlim=(1.03, -0.03), xlabel="t: noise to data", title=title)
     panel.grid(False)
 panels[0].set(ylabel="x", ylim=(-3.2, 3.2))
 panels[2].fill_betweenx(
-    problem.x[seen], 0, marginals[-1][seen] / problem.width, color=GREY, alpha=0.5, lw=0, label="pretrained"
+    problem.x[seen],
+    0,
+    marginals[-1][seen] / problem.width,
+    color=GREY,
+    alpha=0.5,
+    lw=0,
+    label="pretrained",
 )
-panels[2].plot(tilted[-1][seen] / problem.width, problem.x[seen], color=ORANGE, label="tilted")
+panels[2].plot(
+    tilted[-1][seen] / problem.width, problem.x[seen], color=ORANGE, label="tilted"
+)
 weight = (problem.table / problem.alpha).exp()[seen]
-panels[2].plot(weight / weight.max(), problem.x[seen], color=BLUE, lw=1, ls="--", label="exp(r/α), scaled")
+panels[2].plot(
+    weight / weight.max(),
+    problem.x[seen],
+    color=BLUE,
+    lw=1,
+    ls="--",
+    label="exp(r/α), scaled",
+)
 panels[2].set(xlabel="density", title="designs", xlim=(0, None))
 panels[2].legend(loc="lower right", fontsize=7)
 panels[2].grid(False)
@@ -94,7 +122,9 @@ result = dt.finetune(
 for name, model in (("before", policy), ("after", result.policy)):
     designs = model.sample(size(200, 8))
     share = sum(no_start_codon(designs)) / len(designs)
-    print(f"{name}: {share:.0%} without an upstream start codon, such as {designs[0]}")
+    print(
+        f"{name}: {share:.0%} without an upstream start codon, such as {designs[0]}"
+    )
 print(f"KL to the pretrained model: {result.history[-1]['kl_nats']:.2f} nats")
 
 # %% [markdown]

@@ -16,7 +16,11 @@ import difftilt as dt
 from difftilt.build import load_judge, load_reward, task
 
 utr = task("utr-mrl")
-policy, reward, judge = dt.load("utr-mrl"), load_reward(utr, "model"), load_judge(utr)
+policy, reward, judge = (
+    dt.load("utr-mrl"),
+    load_reward(utr, "model"),
+    load_judge(utr),
+)
 folder = dt.RunFolder(Path("runs/first"))
 
 result = dt.finetune(
@@ -33,26 +37,39 @@ result = dt.finetune(
 # only. What was logged, one line an update, is in `runs/first/metrics.jsonl`:
 
 # %% tags=["hide"]
-lines = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
+lines = [
+    json.loads(line)
+    for line in Path("runs/first/metrics.jsonl").read_text().splitlines()
+]
 figure, panels = axes(2, width=7.4, height=2.7)
 calls = [line["oracle_calls"] for line in lines]
-panels[0].plot(calls, [line["reward"] for line in lines], label="reward", color=BLUE)
+panels[0].plot(
+    calls, [line["reward"] for line in lines], label="reward", color=BLUE
+)
 judged = [line for line in lines if line.get("judge") is not None]
 panels[0].plot(
-    [line["oracle_calls"] for line in judged], [line["judge"] for line in judged], label="judge", color=ORANGE
+    [line["oracle_calls"] for line in judged],
+    [line["judge"] for line in judged],
+    label="judge",
+    color=ORANGE,
 )
 panels[0].set(xlabel="designs scored", ylabel="mean ribosome load")
 panels[0].legend()
 panels[1].plot(calls, [line["kl_nats"] for line in lines], color=BLUE)
 panels[1].set(xlabel="designs scored", ylabel="KL to the pretrained model (nats)")
-show(figure, "The reward rises, and the judge, which tuning never sees, rises with it. Right: what it costs.")
+show(
+    figure,
+    "The reward rises, and the judge, which tuning never sees, rises with it. Right: what it costs.",
+)
 
 # %% [markdown]
 # ## What came out
 
 # %%
 designs = result.policy.sample(size(256, 8))
-for design, score in sorted(zip(designs, reward(designs).tolist(), strict=True), key=lambda pair: -pair[1])[:5]:
+for design, score in sorted(
+    zip(designs, reward(designs).tolist(), strict=True), key=lambda pair: -pair[1]
+)[:5]:
     print(design, f"{score:.2f}")
 
 # %% tags=["hide"]
@@ -65,7 +82,8 @@ for name, model in (("pretrained", policy), ("tuned", result.policy)):
             "reward": reward(drawn).mean().item(),
             "judge": judge(drawn).mean().item(),
             "different designs": len(set(drawn)) / len(drawn),
-            "with upstream ATG": sum("ATG" in design for design in drawn) / len(drawn),
+            "with upstream ATG": sum("ATG" in design for design in drawn)
+            / len(drawn),
         }
     )
 table(numbers)

@@ -18,7 +18,9 @@ FOLDER = Path(difftilt.__file__).parents[2] / "benchmarks"
 
 def commits(rows):
     """The commits that made some rows."""
-    return ", ".join(f"`{commit}`" for commit in sorted({row["commit"] for row in rows}))
+    return ", ".join(
+        f"`{commit}`" for commit in sorted({row["commit"] for row in rows})
+    )
 
 
 # %% [markdown]
@@ -28,7 +30,16 @@ def commits(rows):
 # but the held-out **judge**, and how many nats it paid. The grey line is best-of-N, which needs no training at all.
 
 # %% tags=["hide"]
-STEER = {"best_of_n", "smc", "smc-value", "smc-bootstrap", "value_weighted", "refine", "classifier_guidance", "mcmc"}
+STEER = {
+    "best_of_n",
+    "smc",
+    "smc-value",
+    "smc-bootstrap",
+    "value_weighted",
+    "refine",
+    "classifier_guidance",
+    "mcmc",
+}
 
 
 def middle(rows, name):
@@ -44,7 +55,11 @@ for title in ("utr-mrl", "yeast-promoter"):
         by_method[row["method"]].append(row)
     curve = by_method.pop("pool")[0]["best_of"]
     by_method.pop("log_z", None)
-    done = {name: rows for name, rows in by_method.items() if middle(rows, "judge") and middle(rows, "kl_nats")}
+    done = {
+        name: rows
+        for name, rows in by_method.items()
+        if middle(rows, "judge") and middle(rows, "kl_nats")
+    }
     longest = 1.3 * curve[-1]["kl_nats"]
     figure, panel = axes(width=6.6, height=4.4)
     panel.plot(
@@ -56,12 +71,20 @@ for title in ("utr-mrl", "yeast-promoter"):
         label="best of N",
     )
     spots = sorted(
-        ((middle(rows, "kl_nats"), middle(rows, "judge"), name) for name, rows in done.items()),
+        (
+            (middle(rows, "kl_nats"), middle(rows, "judge"), name)
+            for name, rows in done.items()
+        ),
         key=lambda spot: spot[1],
     )
-    spots = [spot for spot in spots if spot[0] <= longest and spot[2] != "best_of_n"]
+    spots = [
+        spot for spot in spots if spot[0] <= longest and spot[2] != "best_of_n"
+    ]
     heights, last = [], -1e9
-    low, high = min(spots[0][1], curve[0]["judge"]), max(spots[-1][1], curve[-1]["judge"])
+    low, high = (
+        min(spots[0][1], curve[0]["judge"]),
+        max(spots[-1][1], curve[-1]["judge"]),
+    )
     for kl, judge, name in spots:
         colour = ORANGE if name in STEER else BLUE
         panel.plot(kl, judge, "o" if colour == BLUE else "D", color=colour, ms=5)
@@ -71,7 +94,12 @@ for title in ("utr-mrl", "yeast-promoter"):
                        arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.4, "alpha": 0.6})  # fmt: skip
     panel.plot([], [], "o", color=BLUE, label="tuned")
     panel.plot([], [], "D", color=ORANGE, label="steered")
-    panel.set(xlabel="KL to the pretrained model (nats)", ylabel="judge (mean)", title=title, xlim=(-0.1, longest))
+    panel.set(
+        xlabel="KL to the pretrained model (nats)",
+        ylabel="judge (mean)",
+        title=title,
+        xlim=(-0.1, longest),
+    )
     panel.legend(loc="lower right")
     show(
         figure,
@@ -83,7 +111,9 @@ for title in ("utr-mrl", "yeast-promoter"):
         f"{max(len(mine) for mine in done.values())} seeds. Command: `make bench-methods`; commits: {commits(rows)}. Beyond the right edge: "
         + (
             ", ".join(
-                f"`{n}` ({middle(m, 'kl_nats'):.0f} nats)" for n, m in done.items() if middle(m, "kl_nats") > longest
+                f"`{n}` ({middle(m, 'kl_nats'):.0f} nats)"
+                for n, m in done.items()
+                if middle(m, "kl_nats") > longest
             )
             or "none"
         )
@@ -99,7 +129,11 @@ for title in ("utr-mrl", "yeast-promoter"):
 # %% tags=["hide"]
 truth = json.loads((FOLDER / "truth" / "default.json").read_text())
 problems = list(dict.fromkeys(row["problem"] for row in truth["rows"]))
-methods = list(dict.fromkeys(row["algorithm"] for row in truth["rows"] if row["kl_removed"] is not None))
+methods = list(
+    dict.fromkeys(
+        row["algorithm"] for row in truth["rows"] if row["kl_removed"] is not None
+    )
+)
 figure, panel = axes(width=7.0, height=0.19 * len(methods) + 1.0)
 for row in truth["rows"]:
     if row["kl_removed"] is None:
@@ -116,7 +150,12 @@ for row in truth["rows"]:
         alpha=0.8,
     )
 panel.set_yticks(range(len(methods)), methods, fontsize=7.5)
-panel.set(xscale="log", xlabel="share of the KL that is left (log)", xlim=(8e-6, 3), ylim=(len(methods) - 0.5, -0.5))
+panel.set(
+    xscale="log",
+    xlabel="share of the KL that is left (log)",
+    xlim=(8e-6, 3),
+    ylim=(len(methods) - 0.5, -0.5),
+)
 panel.invert_xaxis()
 show(
     figure,
@@ -134,14 +173,25 @@ say(
 # Strategies of lab-in-the-loop campaigns on landscapes that were measured whole: mean rank by the best design found, over landscapes.
 
 # %% tags=["hide"]
-summary = json.loads((FOLDER / "campaigns" / "tfbind8" / "summary.json").read_text())
-ranks = sorted(summary["mean_ranks"]["best"].items(), key=lambda item: item[1]["mean"])
+summary = json.loads(
+    (FOLDER / "campaigns" / "tfbind8" / "summary.json").read_text()
+)
+ranks = sorted(
+    summary["mean_ranks"]["best"].items(), key=lambda item: item[1]["mean"]
+)
 figure, panel = axes(width=5.4, height=2.4)
 for i, (_, rank) in enumerate(ranks):
-    panel.errorbar(rank["mean"], i, xerr=rank["half"], fmt="o", color=BLUE, capsize=3)
+    panel.errorbar(
+        rank["mean"], i, xerr=rank["half"], fmt="o", color=BLUE, capsize=3
+    )
 panel.set_yticks(range(len(ranks)), [name for name, _ in ranks])
-panel.set(xlabel="mean rank (1 is best), 95 % interval", ylim=(len(ranks) - 0.5, -0.5))
-show(figure, "tfbind8: mean rank of each strategy over landscapes, by the best design found.")
+panel.set(
+    xlabel="mean rank (1 is best), 95 % interval", ylim=(len(ranks) - 0.5, -0.5)
+)
+show(
+    figure,
+    "tfbind8: mean rank of each strategy over landscapes, by the best design found.",
+)
 settings = summary["settings"]
 say(
     f"{ranks[0][1]['n']} landscapes, {settings['rounds']} rounds of {settings['batch']} measurements, noise {settings['noise']}. More, and paired "

@@ -43,7 +43,10 @@ say(
 
 
 def name(state):
-    return "".join("·" if letter == chain.letters else "ACG"[letter] for letter in state.tolist())
+    return "".join(
+        "·" if letter == chain.letters else "ACG"[letter]
+        for letter in state.tolist()
+    )
 
 
 def places():
@@ -52,7 +55,10 @@ def places():
     for column, level in enumerate((2, 1, 0)):
         rows = chain.levels[level].tolist()
         for i, row in enumerate(rows):
-            spots[row] = (column, ((len(rows) - 1) / 2 - i) * (1.35 if level == 1 else 1))
+            spots[row] = (
+                column,
+                ((len(rows) - 1) / 2 - i) * (1.35 if level == 1 else 1),
+            )
     return spots
 
 
@@ -67,21 +73,49 @@ def draw_chain(panel, kernel, title, colour_of, limits):
         for block in chain.blocks(k):
             flow = kernel(k, block).exp() * passing[block.index, None]
             for source, targets, masses in zip(
-                block.index.tolist(), block.successors.tolist(), flow.tolist(), strict=True
+                block.index.tolist(),
+                block.successors.tolist(),
+                flow.tolist(),
+                strict=True,
             ):
                 for target, mass in zip(targets, masses, strict=True):
                     (x0, y0), (x1, y1) = SPOTS[source], SPOTS[target]
-                    panel.plot([x0, x1], [y0, y1], color=GREY, lw=9 * mass + 0.15, alpha=0.45, zorder=1)
+                    panel.plot(
+                        [x0, x1],
+                        [y0, y1],
+                        color=GREY,
+                        lw=9 * mass + 0.15,
+                        alpha=0.45,
+                        zorder=1,
+                    )
             passing.index_add_(0, block.successors.flatten(), flow.flatten())
     for row, (x, y) in SPOTS.items():
         area, colour = 900 * passing[row].item(), colour_of[row].item()
         dots = panel.scatter(
-            [x], [y], s=[max(area, 4)], c=[colour], cmap="cividis", vmin=limits[0], vmax=limits[1], zorder=2
+            [x],
+            [y],
+            s=[max(area, 4)],
+            c=[colour],
+            cmap="cividis",
+            vmin=limits[0],
+            vmax=limits[1],
+            zorder=2,
         )
         panel.text(
-            x + 0.1 + 0.0045 * area**0.5, y, name(chain.states[row]), va="center", fontsize=9, family="monospace"
+            x + 0.1 + 0.0045 * area**0.5,
+            y,
+            name(chain.states[row]),
+            va="center",
+            fontsize=9,
+            family="monospace",
         )
-    panel.set(xlim=(-0.25, 2.5), title=title, yticks=[], xticks=[0, 1, 2], xticklabels=["t = 1", "t = ½", "t = 0"])
+    panel.set(
+        xlim=(-0.25, 2.5),
+        title=title,
+        yticks=[],
+        xticks=[0, 1, 2],
+        xticklabels=["t = 1", "t = ½", "t = 0"],
+    )
     panel.grid(False)
     panel.spines["left"].set_visible(False)
     return dots, passing[chain.levels[0]]
@@ -101,8 +135,12 @@ figure, panel = axes(width=5.2, height=3.6)
 mean_reward = chain.spread(problem.table)
 for k in reversed(range(chain.steps)):  # the mean reward of what each state becomes
     for block in chain.blocks(k):
-        mean_reward[block.index] = (pretrained_kernel(k, block).exp() * mean_reward[block.successors]).sum(1)
-dots, _ = draw_chain(panel, pretrained_kernel, "the pretrained chain", mean_reward, (low, high))
+        mean_reward[block.index] = (
+            pretrained_kernel(k, block).exp() * mean_reward[block.successors]
+        ).sum(1)
+dots, _ = draw_chain(
+    panel, pretrained_kernel, "the pretrained chain", mean_reward, (low, high)
+)
 figure.colorbar(dots, ax=panel, label="reward (mean, where unfinished)", shrink=0.8)
 show(
     figure,
@@ -131,7 +169,10 @@ show(
 # %%
 from difftilt.problems.tilted import TiltedProblem, kl_divergence
 
-laws = {alpha: TiltedProblem(pretrained, problem.reward, alpha=alpha).tilted for alpha in (2.0, 0.5, 0.1)}
+laws = {
+    alpha: TiltedProblem(pretrained, problem.reward, alpha=alpha).tilted
+    for alpha in (2.0, 0.5, 0.1)
+}
 
 # %% tags=["hide"]
 order = problem.table.argsort().tolist()
@@ -141,15 +182,28 @@ for i, (label, law, colour) in enumerate(
         ("pretrained", problem.pretrained_law, GREY),
         *(
             (f"alpha = {alpha}", law, colour)
-            for (alpha, law), colour in zip(laws.items(), (BLUE, ORANGE, RED), strict=True)
+            for (alpha, law), colour in zip(
+                laws.items(), (BLUE, ORANGE, RED), strict=True
+            )
         ),
     ]
 ):
-    panel.bar([x + 0.2 * i - 0.3 for x in range(len(order))], law[order], 0.2, color=colour, label=label)
-panel.set_xticks(range(len(order)), [f"{designs[i]}\n{problem.table[i]:.1f}" for i in order])
+    panel.bar(
+        [x + 0.2 * i - 0.3 for x in range(len(order))],
+        law[order],
+        0.2,
+        color=colour,
+        label=label,
+    )
+panel.set_xticks(
+    range(len(order)), [f"{designs[i]}\n{problem.table[i]:.1f}" for i in order]
+)
 panel.set(xlabel="design, and its reward (worst to best)", ylabel="probability")
 panel.legend()
-show(figure, "The pretrained law and three tilts of it. The smaller alpha, the more weight on the best designs.")
+show(
+    figure,
+    "The pretrained law and three tilts of it. The smaller alpha, the more weight on the best designs.",
+)
 
 # %% [markdown]
 # ## What it costs
@@ -161,7 +215,9 @@ show(figure, "The pretrained law and three tilts of it. The smaller alpha, the m
 curve = []
 for alpha in torch.logspace(-1.5, 1.5, 60).tolist():
     law = TiltedProblem(pretrained, problem.reward, alpha=alpha).tilted
-    curve.append((kl_divergence(law, problem.pretrained_law), (law @ problem.table).item()))
+    curve.append(
+        (kl_divergence(law, problem.pretrained_law), (law @ problem.table).item())
+    )
 
 # %% tags=["hide"]
 rng = torch.Generator().manual_seed(0)
@@ -170,11 +226,18 @@ for _ in range(400):  # any other law: here random mixtures of p_pre and random 
     share = torch.rand((), generator=rng, dtype=torch.float64)
     random = torch.rand(len(designs), generator=rng, dtype=torch.float64).pow(3)
     law = share * problem.pretrained_law + (1 - share) * random / random.sum()
-    others.append((kl_divergence(law, problem.pretrained_law), (law @ problem.table).item()))
+    others.append(
+        (kl_divergence(law, problem.pretrained_law), (law @ problem.table).item())
+    )
 figure, panel = axes(width=5.2, height=3.0)
-panel.scatter(*zip(*others, strict=True), s=6, color=GREY, alpha=0.5, label="other laws")
+panel.scatter(
+    *zip(*others, strict=True), s=6, color=GREY, alpha=0.5, label="other laws"
+)
 panel.plot(*zip(*curve, strict=True), color=ORANGE, label="tilted laws")
-point = (kl_divergence(problem.tilted, problem.pretrained_law), problem.target_mean_reward)
+point = (
+    kl_divergence(problem.tilted, problem.pretrained_law),
+    problem.target_mean_reward,
+)
 panel.plot(*point, "o", color=RED, label=f"alpha = {problem.alpha}")
 panel.axline(point, slope=problem.alpha, color=RED, lw=1, ls="--")
 panel.set(
@@ -185,7 +248,8 @@ panel.set(
 )
 panel.legend(loc="lower right")
 show(
-    figure, "The best reward for so many nats. The dashed line has slope alpha and touches the curve at the tilted law."
+    figure,
+    "The best reward for so many nats. The dashed line has slope alpha and touches the curve at the tilted law.",
 )
 
 # %% [markdown]
@@ -222,10 +286,13 @@ for k, level in ((0, 2), (1, 1)):
     value_of[chain.levels[level]] = values[k][chain.levels[level]]
 figure, panels = axes(2, width=7.4, height=3.6)
 draw_chain(panels[0], pretrained_kernel, "pretrained", value_of, (low, high))
-dots, reached = draw_chain(panels[1], soft_optimal_kernel, "soft-optimal", value_of, (low, high))
+dots, reached = draw_chain(
+    panels[1], soft_optimal_kernel, "soft-optimal", value_of, (low, high)
+)
 figure.colorbar(dots, ax=panels, label="soft value", shrink=0.8)
 show(
-    figure, "The same chain before and after. Steps toward states of high soft value became likelier, all others rarer."
+    figure,
+    "The same chain before and after. Steps toward states of high soft value became likelier, all others rarer.",
 )
 
 # %% [markdown]
@@ -244,7 +311,10 @@ table(
         {"": "alpha log Z", "value": problem.alpha * problem.log_z},
         {"": "mean reward before", "value": problem.mean_reward(pretrained)},
         {"": "mean reward after", "value": problem.target_mean_reward},
-        {"": "KL spent, nats", "value": kl_divergence(problem.tilted, problem.pretrained_law)},
+        {
+            "": "KL spent, nats",
+            "value": kl_divergence(problem.tilted, problem.pretrained_law),
+        },
     ]
 )
 
@@ -265,7 +335,7 @@ from difftilt.problems.landscapes import TabularDenoiser
 
 
 def with_law(law):
-    """A policy that samples the given law of designs: its conditionals are the denoiser."""
+    """A policy that samples a law of designs: the denoiser has its conditionals."""
     policy = pretrained.frozen_copy()
     policy.denoiser = TabularDenoiser.from_joint(law.view([chain.letters] * free))
     return policy
@@ -276,7 +346,10 @@ greedy[problem.table.argmax()] = 1.0
 rows = []
 for label, law in [
     ("pretrained", problem.pretrained_law),
-    ("half way (geometric mean)", (problem.pretrained_law.log() + problem.tilted.log()).mul(0.5).softmax(0)),
+    (
+        "half way (geometric mean)",
+        (problem.pretrained_law.log() + problem.tilted.log()).mul(0.5).softmax(0),
+    ),
     ("tilted law", problem.tilted),
     ("always the best design", greedy / greedy.sum()),
 ]:

@@ -50,17 +50,29 @@ def estimate(policy, paths, rng, *, baseline, kl=True):
     if kl:
         returns = returns - alpha * drawn.log_ratio[0].sum(0)
     if baseline:
-        returns = (returns - returns.mean()) * paths / (paths - 1)  # minus the mean of the others
+        returns = (
+            (returns - returns.mean()) * paths / (paths - 1)
+        )  # minus the mean of the others
     log_prob = sum(
-        step_log_prob(policy, drawn.states[k], drawn.states[k + 1], drawn.times[k], drawn.times[k + 1])
+        step_log_prob(
+            policy,
+            drawn.states[k],
+            drawn.states[k + 1],
+            drawn.times[k],
+            drawn.times[k + 1],
+        )
         for k in range(policy.steps)
     )
-    (gradient,) = torch.autograd.grad((returns * log_prob).mean(), policy.trainable())
+    (gradient,) = torch.autograd.grad(
+        (returns * log_prob).mean(), policy.trainable()
+    )
     return gradient.flatten()
 
 
 policy = problem.tunable()
-(exact,) = torch.autograd.grad(problem.objective(policy, grad=True), policy.trainable())
+(exact,) = torch.autograd.grad(
+    problem.objective(policy, grad=True), policy.trainable()
+)
 exact = exact.flatten()
 
 # %% [markdown]
@@ -79,17 +91,29 @@ def cosine(a, b):
 
 points = {
     with_baseline: [
-        [cosine(estimate(policy, n, rng, baseline=with_baseline), exact) for _ in range(repeats)] for n in batches
+        [
+            cosine(estimate(policy, n, rng, baseline=with_baseline), exact)
+            for _ in range(repeats)
+        ]
+        for n in batches
     ]
     for with_baseline in (True, False)
 }
 figure, panel = axes(width=5.2, height=2.8)
-for with_baseline, colour, label in ((True, BLUE, "minus the mean of the other paths"), (False, GREY, "no baseline")):
+for with_baseline, colour, label in (
+    (True, BLUE, "minus the mean of the other paths"),
+    (False, GREY, "no baseline"),
+):
     means = [sum(values) / len(values) for values in points[with_baseline]]
     panel.plot(batches, means, "-", color=colour, label=label)
     for n, values in zip(batches, points[with_baseline], strict=True):
         panel.plot([n] * len(values), values, ".", color=colour, alpha=0.5)
-panel.set(xscale="log", xlabel="paths in the batch", ylabel="cosine with the exact gradient", ylim=(None, 1.02))
+panel.set(
+    xscale="log",
+    xlabel="paths in the batch",
+    ylabel="cosine with the exact gradient",
+    ylim=(None, 1.02),
+)
 panel.legend()
 show(
     figure,
@@ -109,7 +133,8 @@ from types import SimpleNamespace
 import difftilt as dt
 
 settings = {"batch": 128, "learning_rate": 0.05}
-cheap = SimpleNamespace(  # the same problem, where a nat costs next to nothing; judged by the same law
+# the same problem, where a nat costs next to nothing; judged by the same law
+cheap = SimpleNamespace(
     pretrained=pretrained,
     reward=problem.reward,
     alpha=alpha / 50,
@@ -130,11 +155,27 @@ before = problem.kl(pretrained)
 for name, run in runs.items():
     panels[0].plot(run.calls, run.kl, color=colours[name], label=name)
     spread = [info.return_std for info in run.infos]
-    panels[1].plot([128 * (i + 1) for i in range(len(spread))], spread, color=colours[name])
+    panels[1].plot(
+        [128 * (i + 1) for i in range(len(spread))], spread, color=colours[name]
+    )
 panels[0].axhline(before, color=GREY, ls="--", lw=1)
-panels[0].text(panels[0].get_xlim()[1], before, "pretrained", color=GREY, ha="right", va="bottom", fontsize=8)
-panels[0].set(xlabel="designs scored", ylabel="KL to the tilted law (nats, exact)", yscale="log")
-panels[1].set(xlabel="designs scored", ylabel="spread of returns (nats)", yscale="log")
+panels[0].text(
+    panels[0].get_xlim()[1],
+    before,
+    "pretrained",
+    color=GREY,
+    ha="right",
+    va="bottom",
+    fontsize=8,
+)
+panels[0].set(
+    xlabel="designs scored",
+    ylabel="KL to the tilted law (nats, exact)",
+    yscale="log",
+)
+panels[1].set(
+    xlabel="designs scored", ylabel="spread of returns (nats)", yscale="log"
+)
 panels[0].legend(fontsize=8)
 show(
     figure,
@@ -158,7 +199,10 @@ show(
 info = runs["ppo"].infos[len(runs["ppo"].infos) // 4]
 table(
     [
-        {"logged": "ratio_first_pass (largest |log ratio|)", "value": f"{info.ratio_first_pass:.1e}"},
+        {
+            "logged": "ratio_first_pass (largest |log ratio|)",
+            "value": f"{info.ratio_first_pass:.1e}",
+        },
         {"logged": "clip_fraction", "value": info.clip_fraction},
         {"logged": "log_ratio_rms (nats)", "value": info.log_ratio_rms},
         {"logged": "kl_nats", "value": info.kl_nats},
@@ -173,17 +217,30 @@ table(
 
 # %%
 closed = {
-    "KL in closed form": tune(problem, dt.PPO(alpha=alpha, kl="closed_form", **settings), 150, looks=3),
+    "KL in closed form": tune(
+        problem, dt.PPO(alpha=alpha, kl="closed_form", **settings), 150, looks=3
+    ),
     "the same, advantages divided by their std": tune(
-        problem, dt.PPO(alpha=alpha, kl="closed_form", scale="batch", **settings), 150, looks=3
+        problem,
+        dt.PPO(alpha=alpha, kl="closed_form", scale="batch", **settings),
+        150,
+        looks=3,
     ),
 }
 
 # %% tags=["hide"]
-law = {"run": "the tilted law itself", "KL to the tilted law": 0.0, "mean reward": problem.target_mean_reward}
+law = {
+    "run": "the tilted law itself",
+    "KL to the tilted law": 0.0,
+    "mean reward": problem.target_mean_reward,
+}
 table(
     [
-        {"run": name, "KL to the tilted law": run.kl[-1], "mean reward": run.reward[-1]}
+        {
+            "run": name,
+            "KL to the tilted law": run.kl[-1],
+            "mean reward": run.reward[-1],
+        }
         for name, run in {**runs, **closed}.items()
     ]
     + [law]

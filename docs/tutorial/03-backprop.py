@@ -38,25 +38,49 @@ weights = torch.tensor([alpha], dtype=torch.float64)
 
 def flat(loss):
     return torch.cat(
-        [g.flatten() for g in torch.autograd.grad(loss, policy.trainable(), allow_unused=True) if g is not None]
+        [
+            g.flatten()
+            for g in torch.autograd.grad(
+                loss, policy.trainable(), allow_unused=True
+            )
+            if g is not None
+        ]
     )
 
 
-exact = flat(-Chain.read(policy).objective(plane.reward, alpha, plane.chain) / alpha)
+exact = flat(
+    -Chain.read(policy).objective(plane.reward, alpha, plane.chain) / alpha
+)
 
 
 def pathwise(paths, rng):
     x_0, kl, _ = differentiable_rollout(
-        policy, paths, rng, [plane.pretrained], tau=1.0, cut=torch.zeros(paths, dtype=torch.long), read=None
+        policy,
+        paths,
+        rng,
+        [plane.pretrained],
+        tau=1.0,
+        cut=torch.zeros(paths, dtype=torch.long),
+        read=None,
     )
-    return flat(reward_backprop_loss(plane.reward.on_probabilities(x_0), kl, weights))
+    return flat(
+        reward_backprop_loss(plane.reward.on_probabilities(x_0), kl, weights)
+    )
 
 
 def score_function(paths, rng):
     drawn = rollout(policy, paths, rng, references=[plane.pretrained])
     returns = plane.reward(drawn.x_0) / alpha - drawn.log_ratio[0].sum(0)
-    steps = zip(drawn.states[:-1], drawn.states[1:], drawn.times[:-1], drawn.times[1:], strict=True)
-    log_prob = sum(step_log_prob(policy, x_t, x_s, t, s) for x_t, x_s, t, s in steps)
+    steps = zip(
+        drawn.states[:-1],
+        drawn.states[1:],
+        drawn.times[:-1],
+        drawn.times[1:],
+        strict=True,
+    )
+    log_prob = sum(
+        step_log_prob(policy, x_t, x_s, t, s) for x_t, x_s, t, s in steps
+    )
     return flat(-((returns - returns.mean()) * log_prob).mean())
 
 
@@ -70,14 +94,31 @@ def cosine(a, b):
 
 
 figure, panel = axes(width=5.2, height=2.8)
-for method, colour, label in ((pathwise, ORANGE, "pathwise (1)"), (score_function, BLUE, "score function")):
-    points = [[cosine(method(n, rng), exact) for _ in range(size(8, 2))] for n in batches]
-    panel.plot(batches, [sum(values) / len(values) for values in points], color=colour, label=label)
+for method, colour, label in (
+    (pathwise, ORANGE, "pathwise (1)"),
+    (score_function, BLUE, "score function"),
+):
+    points = [
+        [cosine(method(n, rng), exact) for _ in range(size(8, 2))] for n in batches
+    ]
+    panel.plot(
+        batches,
+        [sum(values) / len(values) for values in points],
+        color=colour,
+        label=label,
+    )
     for n, values in zip(batches, points, strict=True):
         panel.plot([n] * len(values), values, ".", color=colour, alpha=0.5)
-panel.set(xscale="log", xlabel="designs per gradient", ylabel="cosine with the exact gradient")
+panel.set(
+    xscale="log",
+    xlabel="designs per gradient",
+    ylabel="cosine with the exact gradient",
+)
 panel.legend()
-show(figure, "Both estimates are right on average. One design with a gradient is worth many with a number alone.")
+show(
+    figure,
+    "Both estimates are right on average. One design with a gradient is worth many with a number alone.",
+)
 
 # %% [markdown]
 # ## Memory
@@ -95,7 +136,7 @@ batch = size(16, 2)
 
 
 def held(run):
-    """Bytes that autograd holds for the backward pass, each storage once; parameters not counted."""
+    """Bytes held for the backward pass, each storage once, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in utr.parameters()}
     seen = {}
 
@@ -114,7 +155,13 @@ def checkpointed(steps, last):
     chain = utr.with_steps(steps)
     cut = torch.full((batch,), steps - last)
     return lambda: differentiable_rollout(
-        chain, batch, torch.Generator().manual_seed(0), [], tau=1.0, cut=cut, read=None
+        chain,
+        batch,
+        torch.Generator().manual_seed(0),
+        [],
+        tau=1.0,
+        cut=cut,
+        read=None,
     )
 
 
@@ -137,12 +184,21 @@ lengths = [1, 2, 4, 8, 16][: size(5, 2)]
 megabytes = {
     "the whole graph": [held(plain(n))[0] / 1e6 for n in lengths],
     "each step checkpointed": [held(checkpointed(n, n))[0] / 1e6 for n in lengths],
-    "and the last step only (K' = 1)": [held(checkpointed(n, 1))[0] / 1e6 for n in lengths],
+    "and the last step only (K' = 1)": [
+        held(checkpointed(n, 1))[0] / 1e6 for n in lengths
+    ],
 }
 figure, panel = axes(width=5.2, height=2.8)
-for (name, values), colour in zip(megabytes.items(), (RED, BLUE, GREEN), strict=True):
+for (name, values), colour in zip(
+    megabytes.items(), (RED, BLUE, GREEN), strict=True
+):
     panel.plot(lengths, values, "o-", color=colour, label=name, ms=4)
-panel.set(xlabel="steps of the chain", ylabel=f"held for backward (MB, batch {batch})", xscale="log", yscale="log")
+panel.set(
+    xlabel="steps of the chain",
+    ylabel=f"held for backward (MB, batch {batch})",
+    xscale="log",
+    yscale="log",
+)
 panel.set_xticks(lengths, [str(n) for n in lengths])
 panel.minorticks_off()
 panel.legend(fontsize=8)
@@ -164,7 +220,14 @@ from difftilt.problems.landscapes import random_pairwise
 problem = random_pairwise(length=4, letters=4, alpha=0.5, target_kl=1.5, seed=2)
 taus = (2.0, 1.0, 0.5, 0.25)[: size(4, 2)]
 runs = {
-    tau: tune(problem, dt.RewardBackprop(alpha=0.5, tau=tau, tau_end=tau, batch=64, learning_rate=0.05), 150, looks=5)
+    tau: tune(
+        problem,
+        dt.RewardBackprop(
+            alpha=0.5, tau=tau, tau_end=tau, batch=64, learning_rate=0.05
+        ),
+        150,
+        looks=5,
+    )
     for tau in taus
 }
 
@@ -172,11 +235,30 @@ runs = {
 figure, panels = axes(2, width=7.4, height=2.8)
 panels[0].plot(taus, [runs[tau].kl[-1] for tau in taus], "o-", color=RED)
 panels[0].axhline(problem.kl(problem.pretrained), color=GREY, lw=1, ls="--")
-panels[0].text(taus[0], problem.kl(problem.pretrained), "pretrained", color=GREY, fontsize=8, va="bottom", ha="right")
-panels[0].set(xscale="log", yscale="log", xlabel="tau", ylabel="KL to the tilted law at the end (nats)")
-noise = [sum(info.gradient_norm for info in runs[tau].infos[-20:]) / len(runs[tau].infos[-20:]) for tau in taus]
+panels[0].text(
+    taus[0],
+    problem.kl(problem.pretrained),
+    "pretrained",
+    color=GREY,
+    fontsize=8,
+    va="bottom",
+    ha="right",
+)
+panels[0].set(
+    xscale="log",
+    yscale="log",
+    xlabel="tau",
+    ylabel="KL to the tilted law at the end (nats)",
+)
+noise = [
+    sum(info.gradient_norm for info in runs[tau].infos[-20:])
+    / len(runs[tau].infos[-20:])
+    for tau in taus
+]
 panels[1].plot(taus, noise, "o-", color=BLUE)
-panels[1].set(xscale="log", yscale="log", xlabel="tau", ylabel="gradient norm at the end")
+panels[1].set(
+    xscale="log", yscale="log", xlabel="tau", ylabel="gradient norm at the end"
+)
 for panel in panels:
     panel.set_xticks(taus, [str(tau) for tau in taus])
     panel.minorticks_off()
@@ -195,7 +277,9 @@ from difftilt.core.algorithm import Anchor
 
 start = runs[taus[1]]
 polished = start.policy.copy()
-state = dt.TrajectoryBalance(alpha=0.5, batch=256, learning_rate=0.03).init(polished, [Anchor(problem.pretrained, 0.5)])
+state = dt.TrajectoryBalance(alpha=0.5, batch=256, learning_rate=0.03).init(
+    polished, [Anchor(problem.pretrained, 0.5)]
+)
 balance = dt.TrajectoryBalance(alpha=0.5, batch=256, learning_rate=0.03)
 rng = torch.Generator().manual_seed(1)
 updates = size(80, 2)
@@ -221,7 +305,11 @@ table(
             "KL to the tilted law (nats)": problem.kl(polished),
             "mean reward": problem.mean_reward(polished),
         },
-        {"": "the law", "KL to the tilted law (nats)": 0.0, "mean reward": problem.target_mean_reward},
+        {
+            "": "the law",
+            "KL to the tilted law (nats)": 0.0,
+            "mean reward": problem.target_mean_reward,
+        },
     ]
 )
 

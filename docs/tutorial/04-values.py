@@ -44,7 +44,9 @@ from difftilt.values.plug_in import OneJump, PlugIn
 from difftilt.values.regression import Regression, fit_value
 
 rng = torch.Generator().manual_seed(0)
-settings = Regression(alpha=alpha, paths=size(2048, 32), updates=size(800, 3), batch=256)
+settings = Regression(
+    alpha=alpha, paths=size(2048, 32), updates=size(800, 3), batch=256
+)
 estimates = {
     "plug-in": PlugIn(pretrained, reward),
     "one jump, 16": OneJump(pretrained, reward, rng, alpha, 16),
@@ -52,7 +54,9 @@ estimates = {
     "regression": fit_value(pretrained, reward, rng, settings),
 }
 path = rollout(pretrained, size(150, 8), rng)
-found = {name: calibration(estimate, exact, path) for name, estimate in estimates.items()}
+found = {
+    name: calibration(estimate, exact, path) for name, estimate in estimates.items()
+}
 
 # %% tags=["hide"]
 figure, panels = axes(4, width=8.4, height=2.5, sharex=True, sharey=True)
@@ -63,7 +67,10 @@ for panel, (name, rows) in zip(panels, found.items(), strict=True):
     panel.axline((0, 0), slope=1, color=GREY, lw=1)
     panel.set(title=f"{name}\nbias {row.bias:+.2f}", xlabel="exact")
 panels[0].set_ylabel("estimated soft value")
-show(figure, "Estimates against exact soft values, half way through the chain. On the line is right.")
+show(
+    figure,
+    "Estimates against exact soft values, half way through the chain. On the line is right.",
+)
 
 # %% [markdown]
 # ## Value-weighted sampling
@@ -85,7 +92,9 @@ draws = size(4000, 50)
 
 def variation(sampler, value):
     """Total variation of draws to the tilted law, and their mean reward."""
-    drawn = sampler(pretrained, reward, draws, torch.Generator().manual_seed(1), value=value)
+    drawn = sampler(
+        pretrained, reward, draws, torch.Generator().manual_seed(1), value=value
+    )
     told = problem.law_of(drawn.x_0, drawn.log_weight)
     return told.total_variation, (told.observed @ problem.table).item()
 
@@ -98,39 +107,69 @@ cases = {
     "exact value, argmax": ({"choice": "argmax"}, exact),
 }
 curves = {
-    name: [variation(dt.ValueWeighted(alpha=alpha, candidates=m, **options), value) for m in candidates]
+    name: [
+        variation(dt.ValueWeighted(alpha=alpha, candidates=m, **options), value)
+        for m in candidates
+    ]
     for name, (options, value) in cases.items()
 }
 law = problem.tilted
 floor = problem.law_of(
-    problem.chain.designs[torch.multinomial(law, draws, replacement=True, generator=rng)], torch.zeros(draws)
+    problem.chain.designs[
+        torch.multinomial(law, draws, replacement=True, generator=rng)
+    ],
+    torch.zeros(draws),
 )
 
 # %% tags=["hide"]
 figure, panels = axes(2, width=7.6, height=2.9)
-for (name, curve), colour in zip(curves.items(), (BLUE, GREEN, VIOLET, RED), strict=True):
-    panels[0].plot(candidates, [point[0] for point in curve], "o-", color=colour, label=name, ms=4)
-    panels[1].plot(candidates, [point[1] for point in curve], "o-", color=colour, ms=4)
+for (name, curve), colour in zip(
+    curves.items(), (BLUE, GREEN, VIOLET, RED), strict=True
+):
+    panels[0].plot(
+        candidates,
+        [point[0] for point in curve],
+        "o-",
+        color=colour,
+        ms=4,
+    )
+    panels[1].plot(
+        candidates,
+        [point[1] for point in curve],
+        "o-",
+        color=colour,
+        label=name,
+        ms=4,
+    )
 panels[0].axhline(floor.total_variation, color=GREY, ls="--", lw=1)
 panels[0].text(
-    candidates[-1],
+    candidates[0],
     floor.total_variation,
     f"{draws:,} draws of the law itself",
     color=GREY,
     fontsize=8,
-    ha="right",
     va="bottom",
 )
 panels[1].axhline(problem.target_mean_reward, color=GREY, ls="--", lw=1)
-panels[1].text(candidates[0], problem.target_mean_reward, "the law", color=GREY, fontsize=8, va="bottom")
+panels[1].text(
+    candidates[0],
+    problem.target_mean_reward,
+    "the law",
+    color=GREY,
+    fontsize=8,
+    va="bottom",
+)
 panels[0].set(ylabel="total variation to the tilted law")
 panels[1].set(ylabel="mean reward")
 for panel in panels:
     panel.set(xscale="log", xlabel="candidates M")
     panel.set_xticks(candidates, [str(m) for m in candidates])
     panel.minorticks_off()
-panels[0].legend(fontsize=8)
-show(figure, "Left: distance to the law, right: reward. More reward than the law is no success: argmax overshoots it.")
+panels[1].legend(fontsize=8, loc="lower right")
+show(
+    figure,
+    "Left: distance to the law, right: reward. More reward than the law is no success: argmax overshoots it.",
+)
 
 # %% [markdown]
 # ## Learn from weights instead
@@ -151,15 +190,23 @@ show(figure, "Left: distance to the law, right: reward. More reward than the law
 options = {"alpha": alpha, "batch": 128, "learning_rate": 0.05}
 runs = {
     "reward-weighted MLE": tune(problem, dt.RewardWeightedMLE(**options), 150),
-    "value-weighted, exact value": tune(problem, dt.ValueWeightedMLE(**options), 150, value=exact),
-    "value-weighted, regression": tune(problem, dt.ValueWeightedMLE(**options), 150, value=estimates["regression"]),
-    "value-weighted, plug-in": tune(problem, dt.ValueWeightedMLE(**options), 150, value=estimates["plug-in"]),
+    "value-weighted, exact value": tune(
+        problem, dt.ValueWeightedMLE(**options), 150, value=exact
+    ),
+    "value-weighted, regression": tune(
+        problem, dt.ValueWeightedMLE(**options), 150, value=estimates["regression"]
+    ),
+    "value-weighted, plug-in": tune(
+        problem, dt.ValueWeightedMLE(**options), 150, value=estimates["plug-in"]
+    ),
     "RAFT (best tenth)": tune(problem, dt.RAFT(**{**options, "batch": 128}), 60),
 }
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.6, height=3.0)
-for (name, run), colour in zip(runs.items(), (ORANGE, BLUE, GREEN, VIOLET, RED), strict=True):
+for (name, run), colour in zip(
+    runs.items(), (ORANGE, BLUE, GREEN, VIOLET, RED), strict=True
+):
     panel.plot(run.calls, run.kl, color=colour, label=name)
 panel.set(yscale="log", xlabel="paths", ylabel="KL to the tilted law (nats, exact)")
 panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -176,7 +223,9 @@ show(
 # compared.
 
 # %%
-compounding = tune(problem, dt.RewardWeightedMLE(**options, path_correction=False), 150)
+compounding = tune(
+    problem, dt.RewardWeightedMLE(**options, path_correction=False), 150
+)
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.2, height=2.6)
@@ -187,10 +236,15 @@ panel.plot(
     label="with the path's correction",
 )
 panel.plot(compounding.calls, compounding.reward, color=RED, label="without")
-panel.axhline(problem.target_mean_reward, color=GREY, ls="--", lw=1, label="the law")
+panel.axhline(
+    problem.target_mean_reward, color=GREY, ls="--", lw=1, label="the law"
+)
 panel.set(xlabel="paths", ylabel="mean reward (exact)")
 panel.legend()
-show(figure, "Without the correction the reward passes the law's and goes on to the single best design.")
+show(
+    figure,
+    "Without the correction the reward passes the law's and goes on to the single best design.",
+)
 
 # %% [markdown]
 # ## What to take away

@@ -56,18 +56,31 @@ def with_law(law):
 
 
 between = (problem.pretrained_law.log() + problem.tilted.log()).mul(0.5).softmax(0)
-policies = {"pretrained": pretrained, "half way": with_law(between), "optimal": with_law(problem.tilted)}
+policies = {
+    "pretrained": pretrained,
+    "half way": with_law(between),
+    "optimal": with_law(problem.tilted),
+}
 residuals = {}
 for name, policy in policies.items():
     paths = chain.trajectories(policy, [pretrained])
     designs = paths.x_0
     tilt = torch.as_tensor(problem.reward(pretrained.codec.decode(designs))) / alpha
-    residuals[name] = problem.log_z + paths.log_ratio[0].sum(0) - tilt  # equation (2)
+    residuals[name] = (
+        problem.log_z + paths.log_ratio[0].sum(0) - tilt
+    )  # equation (2)
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.6, height=2.7)
-for (name, residual), colour in zip(residuals.items(), (GREY, BLUE, ORANGE), strict=True):
-    panel.plot(residual.sort().values, torch.linspace(0, 1, len(residual)), color=colour, label=name)
+for (name, residual), colour in zip(
+    residuals.items(), (GREY, BLUE, ORANGE), strict=True
+):
+    panel.plot(
+        residual.sort().values,
+        torch.linspace(0, 1, len(residual)),
+        color=colour,
+        label=name,
+    )
 panel.set(xlabel="residual of (2) (nats)", ylabel="share of all paths below")
 panel.legend()
 show(
@@ -95,10 +108,16 @@ figure, panels = axes(2, width=7.8, height=3.0)
 colours = (ORANGE, RED, BLUE, VIOLET, GREEN)
 for (name, run), colour in zip(runs.items(), colours, strict=True):
     panels[0].plot(run.calls, run.kl, color=colour, label=name)
-panels[0].set(yscale="log", xlabel="designs scored", ylabel="KL to the tilted law (nats, exact)")
+panels[0].set(
+    yscale="log",
+    xlabel="designs scored",
+    ylabel="KL to the tilted law (nats, exact)",
+)
 panels[0].legend(fontsize=8)
 log_z = [info.log_z for info in runs["trajectory balance"].infos]
-panels[1].plot([128 * (i + 1) for i in range(len(log_z))], log_z, color=ORANGE, label="learned")
+panels[1].plot(
+    [128 * (i + 1) for i in range(len(log_z))], log_z, color=ORANGE, label="learned"
+)
 panels[1].axhline(problem.log_z, color=GREY, ls="--", lw=1, label="exact")
 panels[1].set(xlabel="designs scored", ylabel="log Z (nats)")
 panels[1].legend()
@@ -118,16 +137,29 @@ show(
 fresh, replayed = {}, {}
 for seed in range(size(3, 1)):
     fresh[seed] = tune(problem, dt.TrajectoryBalance(**options), 60, seed=seed)
-    replayed[seed] = tune(problem, dt.TrajectoryBalance(**options, replay=0.5), 120, seed=seed)
+    replayed[seed] = tune(
+        problem, dt.TrajectoryBalance(**options, replay=0.5), 120, seed=seed
+    )
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.4, height=2.8)
-for name, group, share, colour in (("all fresh", fresh, 1.0, BLUE), ("half replayed", replayed, 0.5, ORANGE)):
+for name, group, share, colour in (
+    ("all fresh", fresh, 1.0, BLUE),
+    ("half replayed", replayed, 0.5, ORANGE),
+):
     for seed, run in group.items():
         panel.plot(
-            [calls * share for calls in run.calls], run.kl, color=colour, lw=1.2, label=name if seed == 0 else None
+            [calls * share for calls in run.calls],
+            run.kl,
+            color=colour,
+            lw=1.2,
+            label=name if seed == 0 else None,
         )
-panel.set(yscale="log", xlabel="fresh designs scored", ylabel="KL to the tilted law (nats, exact)")
+panel.set(
+    yscale="log",
+    xlabel="fresh designs scored",
+    ylabel="KL to the tilted law (nats, exact)",
+)
 panel.legend()
 show(
     figure,

@@ -48,17 +48,31 @@ samplers = {
     "best of 8": (dt.BestOfN(candidates=8), None),
     "guidance, plug-in value": (dt.ClassifierGuidance(alpha=alpha), None),
     "guidance, exact value": (dt.ClassifierGuidance(alpha=alpha), exact_value),
-    "value-weighted, M = 16": (dt.ValueWeighted(alpha=alpha, candidates=16), exact_value),
+    "value-weighted, M = 16": (
+        dt.ValueWeighted(alpha=alpha, candidates=16),
+        exact_value,
+    ),
     "SMC, no twist": (dt.SMC(alpha=alpha, particles=500, kind="bootstrap"), None),
     "SMC, plug-in twist": (dt.SMC(alpha=alpha, particles=500), None),
     "refine": (dt.Refine(alpha=alpha, moves=size(40, 3)), None),
-    "MALA": (dt.MCMC(alpha=alpha, kernel="mala", step_size=0.1, moves=size(60, 3), log_density=density), None),
+    "MALA": (
+        dt.MCMC(
+            alpha=alpha,
+            kernel="mala",
+            step_size=0.1,
+            moves=size(60, 3),
+            log_density=density,
+        ),
+        None,
+    ),
 }
 drawn, cost = {}, {}
 for name, (sampler, value) in samplers.items():
     reward = Counted(problem.reward)
     with counting_passes(pretrained) as passes:
-        drawn[name] = sampler(pretrained, reward, n, torch.Generator().manual_seed(0), value=value)
+        drawn[name] = sampler(
+            pretrained, reward, n, torch.Generator().manual_seed(0), value=value
+        )
     cost[name] = (passes.rows / n, reward.calls / n)
 
 # %% tags=["hide"]
@@ -79,7 +93,10 @@ for panel in panels[1]:
     panel.set_xlabel("x")
 for panel in panels[:, 0]:
     panel.set_ylabel("density")
-show(figure, "Draws of each sampler (blue), the pretrained law (grey) and the tilted law (orange), exact.")
+show(
+    figure,
+    "Draws of each sampler (blue), the pretrained law (grey) and the tilted law (orange), exact.",
+)
 
 # %% tags=["hide"]
 rows = []
@@ -90,7 +107,9 @@ for name, run in drawn.items():
         {
             "sampler": name,
             "total variation": told.total_variation,
-            "mean reward": (weights @ torch.as_tensor(problem.reward(run.x_0))).item(),
+            "mean reward": (
+                weights @ torch.as_tensor(problem.reward(run.x_0))
+            ).item(),
             "network passes per design": cost[name][0],
             "reward calls per design": cost[name][1],
             "designs it is worth": int(1 / weights.square().sum().item())
@@ -98,8 +117,12 @@ for name, run in drawn.items():
             else len(run.x_0.unique()),
         }
     )
-cells = torch.multinomial(problem.tilted, n, replacement=True, generator=torch.Generator().manual_seed(1))
-floor = problem.law_of(problem.x[cells, None], torch.zeros(n, dtype=torch.float64)).total_variation
+cells = torch.multinomial(
+    problem.tilted, n, replacement=True, generator=torch.Generator().manual_seed(1)
+)
+floor = problem.law_of(
+    problem.x[cells, None], torch.zeros(n, dtype=torch.float64)
+).total_variation
 rows.append(
     {
         "sampler": "the law itself",
@@ -132,24 +155,36 @@ rng = torch.Generator().manual_seed(2)
 logs = {"bootstrap": {}, "twisted": {}}
 for kind in logs:
     for m in counts:
-        run = dt.SMC(alpha=alpha, particles=m, kind=kind)(pretrained, problem.reward, particles, rng)
-        logs[kind][m] = run.log_weight.view(-1, m).logsumexp(1) - math.log(m)  # log Ẑ of each population
+        run = dt.SMC(alpha=alpha, particles=m, kind=kind)(
+            pretrained, problem.reward, particles, rng
+        )
+        # log Ẑ of each population
+        logs[kind][m] = run.log_weight.view(-1, m).logsumexp(1) - math.log(m)
 
 # %% tags=["hide"]
 figure, panels = axes(2, width=7.6, height=2.8, sharex=True)
-for kind, colour, label in (("bootstrap", GREY, "no twist"), ("twisted", BLUE, "plug-in twist")):
+for kind, colour, label in (
+    ("bootstrap", GREY, "no twist"),
+    ("twisted", BLUE, "plug-in twist"),
+):
     means = [logs[kind][m].mean().item() for m in counts]
     ratio = [(logs[kind][m] - problem.log_z).exp() for m in counts]
     errors = [r.std().item() / math.sqrt(len(r)) for r in ratio]
     panels[0].errorbar(
-        counts, [r.mean().item() for r in ratio], yerr=errors, color=colour, marker="o", ms=4, capsize=2, label=label
+        counts,
+        [r.mean().item() for r in ratio],
+        yerr=errors,
+        color=colour,
+        marker="o",
+        ms=4,
+        capsize=2,
     )
-    panels[1].plot(counts, means, "o-", color=colour, ms=4)
+    panels[1].plot(counts, means, "o-", color=colour, label=label, ms=4)
 panels[0].axhline(1, color=ORANGE, ls="--", lw=1)
 panels[1].axhline(problem.log_z, color=ORANGE, ls="--", lw=1)
 panels[0].set(ylabel="mean of Ẑ / Z (± standard error)")
 panels[1].set(ylabel="mean of log Ẑ (nats)")
-panels[0].legend()
+panels[1].legend(loc="lower right")
 for panel in panels:
     panel.set(xscale="log", xlabel="particles N")
     panel.set_xticks(counts, [str(m) for m in counts])
@@ -176,11 +211,26 @@ for count in moves:
 # %% tags=["hide"]
 figure, panel = axes(width=5.0, height=2.5)
 panel.plot(moves, climbed, "o-", color=GREEN, label="refine", ms=4)
-panel.axhline((problem.tilted @ problem.table).item(), color=ORANGE, ls="--", lw=1, label="tilted law")
-panel.axhline((problem.pretrained_law @ problem.table).item(), color=GREY, ls="--", lw=1, label="pretrained")
+panel.axhline(
+    (problem.tilted @ problem.table).item(),
+    color=ORANGE,
+    ls="--",
+    lw=1,
+    label="tilted law",
+)
+panel.axhline(
+    (problem.pretrained_law @ problem.table).item(),
+    color=GREY,
+    ls="--",
+    lw=1,
+    label="pretrained",
+)
 panel.set(xlabel="moves (a reward call each)", ylabel="mean reward")
 panel.legend()
-show(figure, "Refine from the pretrained law: the mean reward by the number of moves.")
+show(
+    figure,
+    "Refine from the pretrained law: the mean reward by the number of moves.",
+)
 
 # %% [markdown]
 # ## What to take away

@@ -33,11 +33,13 @@ from difftilt.processes import Flow
 
 
 class Velocity(torch.nn.Module):
-    """The exact velocity of two-mode data on the line; any module called (x_t, t, cond) would do."""
+    """The exact velocity of two-mode data; any module of (x_t, t, cond) does."""
 
     def __init__(self):
         super().__init__()
-        self.data = MixtureDenoiser([0.6, 0.4], [[-1.2], [1.0]], [0.35, 0.35], Linear(), "x_0")
+        self.data = MixtureDenoiser(
+            [0.6, 0.4], [[-1.2], [1.0]], [0.35, 0.35], Linear(), "x_0"
+        )
 
     def forward(self, x_t, t, cond=None):
         t = t[:, None].double()
@@ -47,7 +49,13 @@ class Velocity(torch.nn.Module):
 
 levels = {"ODE, a = 0": 0.0, "a = 0.7": 0.7, "memoryless, a = √2": 2**0.5}
 chains = {
-    name: dt.load(Velocity(), process=Flow(level), codec=VectorCodec(), event_shape=(1,), steps=40)
+    name: dt.load(
+        Velocity(),
+        process=Flow(level),
+        codec=VectorCodec(),
+        event_shape=(1,),
+        steps=40,
+    )
     for name, level in levels.items()
 }
 
@@ -60,13 +68,22 @@ for panel, (name, chain) in zip(panels, chains.items(), strict=True):
     first = some[0]
     for line, start in zip(some.T, first, strict=True):
         shade = (start.item() + 2) / 4
-        panel.plot(path.times, line, color=colormaps["coolwarm"](shade), lw=0.9, alpha=0.8)
+        panel.plot(
+            path.times, line, color=colormaps["coolwarm"](shade), lw=0.9, alpha=0.8
+        )
     panel.set(xlim=(1, 0), title=name, xlabel="t: noise to data", ylim=(-3, 3))
-    ranks = torch.stack([path.states[0, :, 0].argsort().argsort(), path.x_0[:, 0].argsort().argsort()]).double()
+    ranks = torch.stack(
+        [
+            path.states[0, :, 0].argsort().argsort(),
+            path.x_0[:, 0].argsort().argsort(),
+        ]
+    ).double()
     rows.append(
         {
             "chain": name,
-            "rank correlation of noise and design": torch.corrcoef(ranks)[0, 1].item(),
+            "rank correlation of noise and design": torch.corrcoef(ranks)[
+                0, 1
+            ].item(),
             "mean of designs": path.x_0.mean().item(),
             "std of designs": path.x_0.std().item(),
         }
@@ -105,28 +122,43 @@ lengths = (16, 64)[: size(2, 1)]
 def out_of_reach(process, steps):
     """KL of (2) to the tilted law, nats."""
     problem = linear_gaussian(process, steps, alpha=0.5)
-    return kl_divergence(MultivariateNormal(*problem.target), MultivariateNormal(*problem.tilted)).item()
+    return kl_divergence(
+        MultivariateNormal(*problem.target), MultivariateNormal(*problem.tilted)
+    ).item()
 
 
 distance = {
-    steps: [out_of_reach(Gaussian(VP(), kernel="ddim", eta=eta, sigma_min=0.05), steps) for eta in etas]
+    steps: [
+        out_of_reach(Gaussian(VP(), kernel="ddim", eta=eta, sigma_min=0.05), steps)
+        for eta in etas
+    ]
     for steps in lengths
 }
-flows = {level: out_of_reach(Flow(level, sigma_min=0.05), 16) for level in (0.2, 0.7, 2**0.5)}
+flows = {
+    level: out_of_reach(Flow(level, sigma_min=0.05), 16)
+    for level in (0.2, 0.7, 2**0.5)
+}
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.2, height=2.7)
 for (steps, values), colour in zip(distance.items(), (RED, BLUE), strict=False):
     panel.plot(etas, values, "o-", color=colour, ms=4, label=f"DDIM, {steps} steps")
-panel.set(xlabel="eta (0: an ODE, 1: full noise)", ylabel="KL of (2) to the tilted law (nats)", yscale="log")
+panel.set(
+    xlabel="eta (0: an ODE, 1: full noise)",
+    ylabel="KL of (2) to the tilted law (nats)",
+    yscale="log",
+)
 panel.legend()
 show(
-    figure, "What tuning can reach at best, against the tilted law: with little noise the start keeps part of the tilt."
+    figure,
+    "What tuning can reach at best, against the tilted law: with little noise the start keeps part of the tilt.",
 )
 say(
     "And the flow of (1)? With exact steps it forgets at any level above 0, because its noise is infinite at `t = 1`, where it starts: the same distance is "
     + ", ".join(
-        f"{nats:.0e} nats at a = {level:.2g}" if nats > 1e-12 else f"zero to rounding at a = {level:.2g}"
+        f"{nats:.0e} nats at a = {level:.2g}"
+        if nats > 1e-12
+        else f"zero to rounding at a = {level:.2g}"
         for level, nats in flows.items()
     )
     + ". Codes that clamp the noise there, and step by Euler, lose that."
@@ -157,8 +189,12 @@ plane = entry("linear-gaussian-flow").make()
 options = {"alpha": plane.alpha, "learning_rate": 0.05}
 runs = {
     "adjoint matching": tune(plane, dt.AdjointMatching(**options, batch=32), 240),
-    "reward backpropagation": tune(plane, dt.RewardBackprop(**options, batch=32), 240),
-    "ppo": tune(plane, dt.PPO(**options, batch=128), 60),  # several steps from each rollout
+    "reward backpropagation": tune(
+        plane, dt.RewardBackprop(**options, batch=32), 240
+    ),
+    "ppo": tune(
+        plane, dt.PPO(**options, batch=128), 60
+    ),  # several steps from each rollout
 }
 
 # %% tags=["hide"]
@@ -169,20 +205,43 @@ def ellipse(mean, covariance, spread):
     """Points where the density of a Gaussian is that of ``spread`` standard deviations."""
     angle = torch.linspace(0, 2 * torch.pi, 100, dtype=torch.float64)
     circle = torch.stack([angle.cos(), angle.sin()])
-    return (mean[:, None] + spread * torch.linalg.cholesky(covariance) @ circle).tolist()
+    return (
+        mean[:, None] + spread * torch.linalg.cholesky(covariance) @ circle
+    ).tolist()
 
 
-laws = [("pretrained", plane.law(plane.pretrained), GREY, "-"), ("tilted law", plane.tilted, ORANGE, "-")]
-laws += [("adjoint matching", plane.law(runs["adjoint matching"].policy), BLUE, "--")]
+laws = [
+    ("pretrained", plane.law(plane.pretrained), GREY, "-"),
+    ("tilted law", plane.tilted, ORANGE, "-"),
+]
+laws += [
+    ("adjoint matching", plane.law(runs["adjoint matching"].policy), BLUE, "--")
+]
 for name, law, colour, style in laws:
     for spread in (1, 2):
-        panels[0].plot(*ellipse(*law, spread), color=colour, ls=style, lw=1.5, label=name if spread == 1 else None)
+        panels[0].plot(
+            *ellipse(*law, spread),
+            color=colour,
+            ls=style,
+            lw=1.5,
+            label=name if spread == 1 else None,
+        )
 panels[0].set(xlabel="first coordinate", ylabel="second coordinate", aspect="equal")
-panels[0].legend(fontsize=8, loc="upper left")
+panels[0].legend(fontsize=8, loc="lower right")
 for (name, run), colour in zip(runs.items(), (BLUE, ORANGE, GREEN), strict=True):
     panels[1].plot(run.calls, run.kl, color=colour, label=name)
-panels[1].axhline(plane.class_kl, color=GREY, ls="--", lw=1, label="the best objective in the class")
-panels[1].set(yscale="log", xlabel="designs scored", ylabel="KL to the tilted law (nats, exact)")
+panels[1].axhline(
+    plane.class_kl,
+    color=GREY,
+    ls="--",
+    lw=1,
+    label="the best objective in the class",
+)
+panels[1].set(
+    yscale="log",
+    xlabel="designs scored",
+    ylabel="KL to the tilted law (nats, exact)",
+)
 panels[1].legend(fontsize=8)
 show(
     figure,
@@ -196,13 +255,28 @@ show(
 # pretrained network (MixGRPO). [`dt.windowed`][difftilt.networks.windowed.windowed] makes such a policy. What an update costs:
 
 # %%
-flow = dt.load(Velocity(), process=Flow(sigma_min=0.05), codec=VectorCodec(), event_shape=(1,), steps=40)
+flow = dt.load(
+    Velocity(),
+    process=Flow(sigma_min=0.05),
+    codec=VectorCodec(),
+    event_shape=(1,),
+    steps=40,
+)
 window = dt.windowed(
-    dt.load(Velocity(), process=Flow(), codec=VectorCodec(), event_shape=(1,), steps=40), 0.8, 0.4, level=0.7
+    dt.load(
+        Velocity(), process=Flow(), codec=VectorCodec(), event_shape=(1,), steps=40
+    ),
+    0.8,
+    0.4,
+    level=0.7,
 )
 table(
     [
-        {"chain": name, "steps": policy.steps, "steps with noise, tuned and charged": int((~policy.silent).sum())}
+        {
+            "chain": name,
+            "steps": policy.steps,
+            "steps with noise, tuned and charged": int((~policy.silent).sum()),
+        }
         for name, policy in (("memoryless throughout", flow), ("a window", window))
     ]
 )

@@ -22,7 +22,11 @@ from difftilt.build import load_judge, load_reward, task
 from difftilt.data import find
 
 utr = task("utr-mrl")
-policy, reward, judge = dt.load("utr-mrl"), load_reward(utr, "model"), load_judge(utr)
+policy, reward, judge = (
+    dt.load("utr-mrl"),
+    load_reward(utr, "model"),
+    load_judge(utr),
+)
 rng = torch.Generator().manual_seed(0)
 
 # %% [markdown]
@@ -35,19 +39,45 @@ rng = torch.Generator().manual_seed(0)
 # %%
 if find("utr-mrl"):
     measured = utr.read()
-    designs, load, source = measured.sequences, torch.from_numpy(measured.scores), "measured sequences"
+    designs, load, source = (
+        measured.sequences,
+        torch.from_numpy(measured.scores),
+        "measured sequences",
+    )
 else:
     designs = policy.sample(size(2000, 50), seed=5)
-    load, source = judge(designs), "designs of the shipped model, scored by the judge"
+    load, source = (
+        judge(designs),
+        "designs of the shipped model, scored by the judge",
+    )
 
 # %% tags=["hide"]
 say(f"Here: {len(designs):,} {source}.")
 has = torch.tensor(["ATG" in design for design in designs])
-low, high = torch.as_tensor(load).double().quantile(torch.tensor([0.001, 0.999], dtype=torch.float64)).tolist()
+low, high = (
+    torch.as_tensor(load)
+    .double()
+    .quantile(torch.tensor([0.001, 0.999], dtype=torch.float64))
+    .tolist()
+)
 bins = torch.linspace(low, high, 50).numpy()
 figure, panel = axes(width=5.6, height=2.8)
-panel.hist(load[~has].numpy(), bins=bins, color=BLUE, alpha=0.6, density=True, label="without ATG")
-panel.hist(load[has].numpy(), bins=bins, color=RED, alpha=0.6, density=True, label="with ATG")
+panel.hist(
+    load[~has].numpy(),
+    bins=bins,
+    color=BLUE,
+    alpha=0.6,
+    density=True,
+    label="without ATG",
+)
+panel.hist(
+    load[has].numpy(),
+    bins=bins,
+    color=RED,
+    alpha=0.6,
+    density=True,
+    label="with ATG",
+)
 panel.set(xlabel="mean ribosome load", ylabel="density")
 panel.legend()
 show(
@@ -67,7 +97,13 @@ show(
 from difftilt.training.pretrain import PretrainConfig, denoising_bounds, pretrain
 
 load = torch.as_tensor(load)
-better = [design for design, high in zip(designs, (load >= load.nanmedian()).tolist(), strict=True) if high]
+better = [
+    design
+    for design, high in zip(
+        designs, (load >= load.nanmedian()).tolist(), strict=True
+    )
+    if high
+]
 tokens = policy.codec.encode(better[: size(6000, 40)])
 cut = int(0.9 * len(tokens))
 fresh = policy.copy()
@@ -76,19 +112,38 @@ for layer in fresh.denoiser.modules():
         layer.reset_parameters()
 updates = size(120, 3)
 losses = []
-config = PretrainConfig(updates=updates, batch=64, validate_every=size(20, 1), ema=0.9)
-result = pretrain(fresh.denoiser, policy.process, tokens[:cut], tokens[cut:][:256], config)
+config = PretrainConfig(
+    updates=updates, batch=64, validate_every=size(20, 1), ema=0.9
+)
+result = pretrain(
+    fresh.denoiser, policy.process, tokens[:cut], tokens[cut:][:256], config
+)
 
 # %% tags=["hide"]
 length = tokens.shape[1]
-shipped = denoising_bounds(policy.denoiser, policy.process, tokens[cut:][: size(256, 4)], rng).mean().item() / length
-curve = [(row["update"], row["validation"] / length) for row in result.history if "validation" in row]
+shipped = (
+    denoising_bounds(
+        policy.denoiser, policy.process, tokens[cut:][: size(256, 4)], rng
+    )
+    .mean()
+    .item()
+    / length
+)
+curve = [
+    (row["update"], row["validation"] / length)
+    for row in result.history
+    if "validation" in row
+]
 figure, panel = axes(width=5.2, height=2.6)
-panel.plot(*zip(*curve, strict=True), "o-", ms=3, color=BLUE, label="this page's model")
-panel.axhline(math.log(4), color=GREY, ls=":", lw=1.2, label="log 4: letters at random")
+panel.plot(
+    *zip(*curve, strict=True), "o-", ms=3, color=BLUE, label="this page's model"
+)
+panel.axhline(
+    math.log(4), color=GREY, ls=":", lw=1.2, label="log 4: letters at random"
+)
 panel.axhline(shipped, color=ORANGE, ls="--", lw=1.2, label="the shipped model")
 panel.set(xlabel="updates", ylabel="bound (nats per letter)")
-panel.legend()
+panel.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=3)
 show(
     figure,
     "Held-out bound on the negative log-likelihood. The library is random: there is little to learn beyond the shares of letters, and the ATG rule.",
@@ -101,14 +156,24 @@ show(
 # they agree on held-out sequences says how far either can be trusted, and no further:
 
 # %%
-card = {name: dict(model.card.get("metrics", {})) for name, model in (("reward", reward), ("judge", judge))}
+card = {
+    name: dict(model.card.get("metrics", {}))
+    for name, model in (("reward", reward), ("judge", judge))
+}
 sample = policy.sample(size(400, 20), seed=1)
 a, b = reward(sample), judge(sample)
 
 # %% tags=["hide"]
 table(
     [
-        {"model": name, **{key.replace("_", " "): value for key, value in metrics.items() if "test" in key}}
+        {
+            "model": name,
+            **{
+                key.replace("_", " "): value
+                for key, value in metrics.items()
+                if "test" in key
+            },
+        }
         for name, metrics in card.items()
     ]
 )
@@ -132,7 +197,11 @@ simplex = dt.load("utr-mrl", process="simplex")
 loop = dt.LoopConfig(steps=size(10, 2), judge_every=1, final_learning_rate=0.3)
 backprop = {
     "masked": dt.finetune(
-        policy, reward, dt.RewardBackprop(alpha=0.1, batch=size(24, 4), learning_rate=3e-3), loop=loop, judge=judge
+        policy,
+        reward,
+        dt.RewardBackprop(alpha=0.1, batch=size(24, 4), learning_rate=3e-3),
+        loop=loop,
+        judge=judge,
     ),
     "simplex": dt.finetune(
         simplex,
@@ -172,9 +241,16 @@ for panel, number, label in (
     (panels[0], "oracle_calls", "designs scored"),
     (panels[1], "kl_nats", "KL to the pretrained model (nats)"),
 ):
-    for method, runs, colour in (("backpropagation", backprop, ORANGE), ("ppo", ppo, BLUE)):
+    for method, runs, colour in (
+        ("backpropagation", backprop, ORANGE),
+        ("ppo", ppo, BLUE),
+    ):
         for process, style in (("masked", "-"), ("simplex", "--")):
-            lines = [line for line in runs[process].history if line.get("judge") is not None]
+            lines = [
+                line
+                for line in runs[process].history
+                if line.get("judge") is not None
+            ]
             panel.plot(
                 [line[number] for line in lines],
                 [line["judge"] for line in lines],
@@ -186,7 +262,8 @@ for panel, number, label in (
 panels[0].set(ylabel="judge (mean ribosome load)")
 panels[0].legend(fontsize=7.5)
 show(
-    figure, "The judge, by designs scored and by nats spent: two methods on two kinds of diffusion, a few updates each."
+    figure,
+    "The judge, by designs scored and by nats spent: two methods on two kinds of diffusion, a few updates each.",
 )
 
 # %% tags=["hide"]
@@ -218,32 +295,13 @@ table(rows)
 # %%
 from difftilt.cli import main
 
-status = main(
-    [
-        "finetune",
-        "utr-mrl",
-        "--algorithm",
-        "ppo",
-        "--alpha",
-        "0.1",
-        "--run",
-        "runs/utr",
-        "--learning-rate",
-        "3e-3",
-        "--steps-per-path",
-        "6",
-    ]
-    + [
-        "--batch",
-        str(size(96, 8)),
-        "--steps",
-        str(size(20, 2)),
-        "--designs",
-        str(size(250, 10)),
-        "--log-z-samples",
-        str(size(1024, 16)),
-    ]
-)
+command = f"""
+finetune utr-mrl --algorithm ppo --alpha 0.1 --run runs/utr
+    --learning-rate 3e-3 --steps-per-path 6
+    --batch {size(96, 8)} --steps {size(20, 2)}
+    --designs {size(250, 10)} --log-z-samples {size(1024, 16)}
+"""
+status = main(command.split())
 
 # %% [markdown]
 # ## What you have now
@@ -252,11 +310,20 @@ status = main(
 for path in sorted(Path("runs/utr").iterdir()):
     print(path)
 with open("runs/utr/samples.csv", newline="") as file:
-    best = sorted(csv.DictReader(file), key=lambda row: -float(row["judge"] or "nan"))[:8]
+    best = sorted(
+        csv.DictReader(file), key=lambda row: -float(row["judge"] or "nan")
+    )[:8]
 
 # %% tags=["hide"]
 table(
-    [{"sequence": f"`{row['sequence']}`", "reward": float(row["reward"]), "judge": float(row["judge"])} for row in best]
+    [
+        {
+            "sequence": f"`{row['sequence']}`",
+            "reward": float(row["reward"]),
+            "judge": float(row["judge"]),
+        }
+        for row in best
+    ]
 )
 say(
     "`samples.csv` has all designs with reward, judge and likelihood; `report.html` the figures and the verdict. Order those that the *judge* likes, and mind "

@@ -10,7 +10,19 @@
 
 # %% tags=["hide"]
 import torch
-from drawing import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axes, say, show, size, table
+from drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    VIOLET,
+    axes,
+    say,
+    show,
+    size,
+    table,
+)
 
 # %%
 import difftilt as dt
@@ -18,7 +30,11 @@ from difftilt.build import load_judge, load_reward, task
 from difftilt.data import find
 
 crx = task("crx-enhancer")
-policy, reward, judge = dt.load("crx-enhancer"), load_reward(crx, "model"), load_judge(crx)
+policy, reward, judge = (
+    dt.load("crx-enhancer"),
+    load_reward(crx, "model"),
+    load_judge(crx),
+)
 codec, card = policy.codec, dict(policy.card)
 length, letters = codec.length, codec.alphabet
 natural = policy.sample(size(384, 12), seed=1)
@@ -34,7 +50,10 @@ natural = policy.sample(size(384, 12), seed=1)
 # %%
 def broken(designs):
     """Designs whose TAATCC, on either strand, have lost their core."""
-    return [design.replace("TAATCC", "TACTCC").replace("GGATTA", "GGAGTA") for design in designs]
+    return [
+        design.replace("TAATCC", "TACTCC").replace("GGATTA", "GGAGTA")
+        for design in designs
+    ]
 
 
 at_hand = find("crx-enhancer") is not None
@@ -44,42 +63,85 @@ if at_hand:
     elements = [measured.sequences[i] for i in (kind == "WT").nonzero()[0]]
     name = [label.rpartition("_")[0] for label in measured.column("label")]
     whole = {name[i]: i for i in (kind == "WT").nonzero()[0]}
-    rows = [(whole[name[i]], i) for i in (kind == "MUT-allCrxSites").nonzero()[0] if name[i] in whole]
+    rows = [
+        (whole[name[i]], i)
+        for i in (kind == "MUT-allCrxSites").nonzero()[0]
+        if name[i] in whole
+    ]
     pairs = [(measured.sequences[a], measured.sequences[b]) for a, b in rows]
-    activity = torch.from_numpy(measured.scores[torch.tensor(rows).numpy()]).clamp(min=crx.floor)
+    activity = torch.from_numpy(measured.scores[torch.tensor(rows).numpy()]).clamp(
+        min=crx.floor
+    )
 else:
     elements = natural
-    pairs = [(a, b) for a, b in zip(natural, broken(natural), strict=True) if a != b]
-    activity = torch.stack([judge([pair[side] for pair in pairs]) for side in (0, 1)], 1)
+    pairs = [
+        (a, b) for a, b in zip(natural, broken(natural), strict=True) if a != b
+    ]
+    activity = torch.stack(
+        [judge([pair[side] for pair in pairs]) for side in (0, 1)], 1
+    )
 activity = activity.double()
 
 
 # %% tags=["hide"]
 def at_positions(designs, motif="TAATCC"):
     """Share of designs with the motif at each position, as it is written."""
-    return torch.tensor([sum(d.startswith(motif, i) for d in designs) for i in range(length - len(motif) + 1)]) / len(
-        designs
-    )
+    return torch.tensor(
+        [
+            sum(d.startswith(motif, i) for d in designs)
+            for i in range(length - len(motif) + 1)
+        ]
+    ) / len(designs)
 
 
-source = "elements as found in the genome" if at_hand else "designs of the shipped model, scored by the judge"
+source = (
+    "elements as found in the genome"
+    if at_hand
+    else "designs of the shipped model, scored by the judge"
+)
 say(f"Here: {len(elements):,} {source}.")
 measured_there = ~activity.isnan().any(1)
 figure, panels = axes(2, width=8.0, height=2.9)
-low, high = activity[measured_there].quantile(torch.tensor([0.0, 0.999], dtype=torch.float64)).tolist()
+low, high = (
+    activity[measured_there]
+    .quantile(torch.tensor([0.0, 0.999], dtype=torch.float64))
+    .tolist()
+)
 bins = torch.linspace(low, high + 1e-6, 40).numpy()
 for side, name, colour in ((0, "as found", BLUE), (1, "CRX sites broken", RED)):
     values = activity[measured_there, side]
-    panels[0].hist(values.numpy(), bins=bins, color=colour, alpha=0.55, density=True, label=name)
+    panels[0].hist(
+        values.numpy(),
+        bins=bins,
+        color=colour,
+        alpha=0.55,
+        density=True,
+        label=name,
+    )
     panels[0].axvline(values.mean(), color=colour, lw=1.4)
-panels[0].set(xlabel="log2 activity over the basal promoter", ylabel="density", title="activity")
+panels[0].set(
+    xlabel="log2 activity over the basal promoter",
+    ylabel="density",
+    title="activity",
+)
 panels[0].legend(fontsize=8)
-placed = {"elements" if at_hand else "stand-ins": at_positions(elements), "designs of the model": at_positions(natural)}
+placed = {
+    "elements" if at_hand else "stand-ins": at_positions(elements),
+    "designs of the model": at_positions(natural),
+}
 peak = int(at_positions(elements).argmax())
 near = range(max(0, peak - 6), min(length - 6, peak + 7))
-for (name, shares), colour, style in zip(placed.items(), (GREY, BLUE), ("o-", "x--"), strict=True):
-    panels[1].plot(near, shares[list(near)], style, color=colour, lw=1.2, ms=5, label=name)
-panels[1].set(xlabel="position (bases)", ylabel="share that starts TAATCC here", title="the CRX site")
+for (name, shares), colour, style in zip(
+    placed.items(), (GREY, BLUE), ("o-", "x--"), strict=True
+):
+    panels[1].plot(
+        near, shares[list(near)], style, color=colour, lw=1.2, ms=5, label=name
+    )
+panels[1].set(
+    xlabel="position (bases)",
+    ylabel="share that starts TAATCC here",
+    title="the CRX site",
+)
 panels[1].legend(fontsize=8)
 show(
     figure,
@@ -97,7 +159,14 @@ show(
 metrics = card["metrics"]
 orders = {n: metrics[f"markov_{n}_nats_per_token"] for n in (2, 3, 5)}
 figure, panel = axes(width=5.2, height=2.7)
-panel.plot(list(orders), list(orders.values()), "o-", color=GREY, ms=4, label="Markov models")
+panel.plot(
+    list(orders),
+    list(orders.values()),
+    "o-",
+    color=GREY,
+    ms=4,
+    label="Markov models",
+)
 panel.plot(
     metrics["best_markov_order"],
     metrics["best_markov_nats_per_token"],
@@ -105,7 +174,11 @@ panel.plot(
     color=ORANGE,
     label="the best of them, chosen on other elements",
 )
-panel.axhline(metrics["test_bound_nats_per_token"], color=BLUE, label="diffusion model (an upper bound)")
+panel.axhline(
+    metrics["test_bound_nats_per_token"],
+    color=BLUE,
+    label="diffusion model (an upper bound)",
+)
 panel.axhspan(
     metrics["test_bound_nats_per_token"] - 2 * metrics["test_bound_error"],
     metrics["test_bound_nats_per_token"] + 2 * metrics["test_bound_error"],
@@ -119,7 +192,10 @@ show(
     figure,
     "Held-out elements: how many nats each base costs, less is better. From the card of the shipped model; the band is two standard errors.",
 )
-gain, error = metrics["advantage_over_best_markov"], metrics["advantage_over_best_markov_error"]
+gain, error = (
+    metrics["advantage_over_best_markov"],
+    metrics["advantage_over_best_markov_error"],
+)
 say(
     f"The diffusion model is better than the best Markov model by {gain:.4f} ± {error:.4f} nats a base, or {gain * length:.1f} nats an element of {length} bases: it knows "
     f"where the site is, and how GC content goes with a whole element. It is not much, and it is what *natural* can mean on this page."
@@ -155,7 +231,10 @@ facts = {"held-out elements": card["held_out"], "pretrained model": looks(natura
 
 # %% tags=["hide"]
 HEADS = {
-    **{f"sites_{motif}": f"{motif} ({binder})" for motif, binder in crx.motifs.items()},
+    **{
+        f"sites_{motif}": f"{motif} ({binder})"
+        for motif, binder in crx.motifs.items()
+    },
     "kmer4_distance": "distance, 4 letters",
     "kmer6_distance": "distance, 6 letters",
 }
@@ -163,7 +242,12 @@ HEADS = {
 
 def told(facts):
     """A table of sites and distances."""
-    table([{"": name, **{HEADS[key]: row[key] for key in HEADS}} for name, row in facts.items()])
+    table(
+        [
+            {"": name, **{HEADS[key]: row[key] for key in HEADS}}
+            for name, row in facts.items()
+        ]
+    )
 
 
 told(facts)
@@ -180,7 +264,10 @@ say(
 
 # %%
 models = {"reward": reward, "judge": judge}
-minds = {n: model([b for _, b in pairs]) - model([a for a, _ in pairs]) for n, model in models.items()}
+minds = {
+    n: model([b for _, b in pairs]) - model([a for a, _ in pairs])
+    for n, model in models.items()
+}
 before = {n: model(natural) for n, model in models.items()}
 change = activity[:, 1] - activity[:, 0]
 
@@ -202,7 +289,11 @@ table(
             "R²": model.card["metrics"]["test_r_squared"],
             "change when CRX sites break": minds[n].mean().item(),
             "share that falls": (minds[n] < 0).double().mean().item(),
-            "Spearman with the change as measured": rank_correlation(minds[n], change) if at_hand else "",
+            "Spearman with the change as measured": rank_correlation(
+                minds[n], change
+            )
+            if at_hand
+            else "",
         }
         for n, model in models.items()
     ]
@@ -213,22 +304,45 @@ if at_hand:
     )
 figure, panels = axes(2, width=8.0, height=2.9)
 panels[0].plot(before["reward"], before["judge"], ".", color=BLUE, alpha=0.5)
-panels[0].set(xlabel="reward (log2 activity)", ylabel="judge (log2 activity)", title="designs of the pretrained model")
+panels[0].set(
+    xlabel="reward (log2 activity)",
+    ylabel="judge (log2 activity)",
+    title="designs of the pretrained model",
+)
 edge = 4 * max(values.std().item() for values in minds.values())
 for (n, values), colour in zip(minds.items(), (ORANGE, BLUE), strict=True):
-    panels[1].hist(values.numpy(), bins=torch.linspace(-edge, edge, 61).numpy(), color=colour, alpha=0.6, label=n)
+    panels[1].hist(
+        values.numpy(),
+        bins=torch.linspace(-edge, edge, 61).numpy(),
+        color=colour,
+        alpha=0.6,
+        label=n,
+    )
 panels[1].axvline(0, color=GREY, lw=1)
 if at_hand:
-    panels[1].axvline(change.nanmean(), color=RED, ls="--", lw=1.4, label="mean, measured")
-panels[1].set(xlabel="predicted change of log2 activity", ylabel="pairs", title="when CRX sites break")
+    panels[1].axvline(
+        change.nanmean(), color=RED, ls="--", lw=1.4, label="mean, measured"
+    )
+panels[1].set(
+    xlabel="predicted change of log2 activity",
+    ylabel="pairs",
+    title="when CRX sites break",
+)
 panels[1].legend(fontsize=8)
 show(
     figure,
     "Left: reward and judge hardly agree on single designs. Right: breaking the site for which these elements were chosen is all but nothing to them.",
 )
-gc = torch.tensor([(d.count("G") + d.count("C")) / length for d in natural], dtype=torch.float64)
-with_gc = {n: torch.corrcoef(torch.stack([values.double(), gc]))[0, 1].item() for n, values in before.items()}
-agreement = torch.corrcoef(torch.stack([before["reward"], before["judge"]]))[0, 1].item()
+gc = torch.tensor(
+    [(d.count("G") + d.count("C")) / length for d in natural], dtype=torch.float64
+)
+with_gc = {
+    n: torch.corrcoef(torch.stack([values.double(), gc]))[0, 1].item()
+    for n, values in before.items()
+}
+agreement = torch.corrcoef(torch.stack([before["reward"], before["judge"]]))[
+    0, 1
+].item()
 say(
     f"Over {len(natural)} designs the correlation of reward and judge is {agreement:.2f}; with the share of G and C it is {with_gc['reward']:.2f} and {with_gc['judge']:.2f}. Such models see what is "
     "spread over a whole element, and not one word in it. Whoever tunes for them will get the former."
@@ -241,7 +355,9 @@ say(
 
 # %%
 candidates, budget = size(16, 2), 3.0
-best = sorted(zip(reward(natural).tolist(), natural, strict=True), reverse=True)[: max(1, len(natural) // candidates)]
+best = sorted(zip(reward(natural).tolist(), natural, strict=True), reverse=True)[
+    : max(1, len(natural) // candidates)
+]
 careful = dt.finetune(
     policy,
     reward,
@@ -265,10 +381,21 @@ for panel, run, title in (
 ):
     lines = [line for line in run.history if line.get("judge") is not None]
     for name, colour in (("reward", ORANGE), ("judge", BLUE)):
-        panel.plot([line["step"] for line in lines], [line[name] for line in lines], color=colour, label=name)
+        panel.plot(
+            [line["step"] for line in lines],
+            [line[name] for line in lines],
+            color=colour,
+            label=name,
+        )
     panel.set(xlabel="updates", ylabel="log2 activity (mean)", title=title)
     twin = panel.twinx()
-    twin.plot([line["step"] for line in lines], [line["kl_nats"] for line in lines], ":", color=GREY, lw=1.4)
+    twin.plot(
+        [line["step"] for line in lines],
+        [line["kl_nats"] for line in lines],
+        ":",
+        color=GREY,
+        lw=1.4,
+    )
     twin.set_ylabel("KL (nats, dotted)")
     twin.spines["right"].set_visible(True)
     twin.grid(False)
@@ -296,14 +423,22 @@ from difftilt.training.pretrain import denoising_bounds
 rng, rows, likelihoods = torch.Generator().manual_seed(0), [], {}
 for name, mine in designs.items():
     tokens = codec.encode(mine)
-    likelihoods[name] = denoising_bounds(policy.denoiser, policy.process, tokens[: size(96, 4)], rng, draws=8) / length
+    likelihoods[name] = (
+        denoising_bounds(
+            policy.denoiser, policy.process, tokens[: size(96, 4)], rng, draws=8
+        )
+        / length
+    )
     rows.append(
         {
             "designs of": name,
             "reward": reward(mine).mean().item(),
             "judge": judge(mine).mean().item(),
-            "nats per base, by the pretrained model": likelihoods[name].mean().item(),
-            "G or C": sum(d.count("G") + d.count("C") for d in mine) / (length * len(mine)),
+            "nats per base, by the pretrained model": likelihoods[name]
+            .mean()
+            .item(),
+            "G or C": sum(d.count("G") + d.count("C") for d in mine)
+            / (length * len(mine)),
             "different": len(set(mine)) / len(mine),
         }
     )
@@ -321,7 +456,9 @@ colours = dict(zip(designs, (GREY, GREEN, BLUE, RED), strict=True))
 for i, (name, values) in enumerate(likelihoods.items()):
     spread = 0.5 * (torch.rand(len(values), generator=rng) - 0.5)
     panels[0].plot(values, i + spread, ".", color=colours[name], alpha=0.5, ms=4)
-    panels[0].plot([values.mean()] * 2, [i - 0.35, i + 0.35], color=colours[name], lw=2.5)
+    panels[0].plot(
+        [values.mean()] * 2, [i - 0.35, i + 0.35], color=colours[name], lw=2.5
+    )
 panels[0].axvline(metrics["test_bound_nats_per_token"], color=VIOLET, ls="--", lw=1)
 panels[0].set_yticks(range(len(designs)), list(designs))
 panels[0].set(xlabel="nats per base, by the pretrained model", title="likelihood")
@@ -330,7 +467,9 @@ for name, mine in designs.items():
     share = torch.tensor([(d.count("G") + d.count("C")) / length for d in mine])
     panels[1].hist(share.numpy(), bins=torch.linspace(0.2, 1.0, 33).numpy(), density=True, histtype="step",
                    color=colours[name], lw=1.6)  # fmt: skip
-panels[1].set(xlabel="share of G and C in a design", ylabel="density", title="composition")
+panels[1].set(
+    xlabel="share of G and C in a design", ylabel="density", title="composition"
+)
 show(
     figure,
     "Left: each dot a design; dashed, held-out elements. Designs likelier than elements are no more natural for it. Right, in the same colours: GC content.",
@@ -354,7 +493,11 @@ shares = {name: spectrum(mine) for name, mine in designs.items()}
 # %% tags=["hide"]
 words = ["".join(letters[number // len(letters) ** place % len(letters)] for place in range(5, -1, -1))
          for number in range(len(letters) ** 6)]  # fmt: skip
-once = [i for i, word in enumerate(words) if word <= word[::-1].translate(str.maketrans("ACGT", "TGCA"))]
+once = [
+    i
+    for i, word in enumerate(words)
+    if word <= word[::-1].translate(str.maketrans("ACGT", "TGCA"))
+]
 rows = []
 for name in list(designs)[1:]:
     change = shares[name] - shares["pretrained model"]
@@ -362,7 +505,9 @@ for name in list(designs)[1:]:
     rows.append(
         {
             "designs of": name,
-            "words gained (each stands for its other strand too)": ", ".join(f"`{words[i]}`" for i in gained),
+            "words gained (each stands for its other strand too)": ", ".join(
+                f"`{words[i]}`" for i in gained
+            ),
             "their share before": shares["pretrained model"][gained].sum().item(),
             "and after": shares[name][gained].sum().item(),
         }

@@ -10,7 +10,19 @@ import statistics
 from pathlib import Path
 
 import torch
-from drawing import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axes, say, show, size, table
+from drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    VIOLET,
+    axes,
+    say,
+    show,
+    size,
+    table,
+)
 
 # %% [markdown]
 # ## A reward model, and the truth beside it
@@ -27,17 +39,25 @@ from difftilt.surrogates.linear import Linear
 from difftilt.surrogates.measurements import Measurements
 
 problem = random_pairwise(length=6, letters=4, alpha=0.5, target_kl=3.0, seed=1)
-codec, truth, p_pre = problem.pretrained.codec, problem.table, problem.pretrained_law
+codec, truth, p_pre = (
+    problem.pretrained.codec,
+    problem.table,
+    problem.pretrained_law,
+)
 every = codec.decode(problem.chain.designs)
 
 
 def laboratory(seed, measurements=20):
-    """A surrogate fitted to designs of the pretrained model, and its mean and std of every design."""
+    """A surrogate fitted to a few designs; its mean and std of every design."""
     rng = torch.Generator().manual_seed(seed)
     measured = codec.decode(sample_states(problem.pretrained, measurements, rng))
     value = torch.as_tensor(problem.reward(measured))
-    value = value + 1.5 * value.std() * torch.randn(len(value), generator=rng, dtype=torch.float64)
-    surrogate = Linear(features=("one_hot",)).fit(codec, Measurements(measured, value), rng)
+    value = value + 1.5 * value.std() * torch.randn(
+        len(value), generator=rng, dtype=torch.float64
+    )
+    surrogate = Linear(features=("one_hot",)).fit(
+        codec, Measurements(measured, value), rng
+    )
     return surrogate, *surrogate.predict(every)
 
 
@@ -70,7 +90,7 @@ alphas = torch.logspace(1.0, -1.5, 60, dtype=torch.float64)
 
 
 def dial(reward, believed):
-    """KL, promised and true mean reward of the tilted law of a reward, for every alpha."""
+    """KL, promised and true mean reward of the tilted law, for every alpha."""
     rows = []
     for alpha in alphas:
         law = (p_pre.log() + reward / alpha).softmax(0)
@@ -81,7 +101,9 @@ def dial(reward, believed):
 
 def average(c):
     """Over laboratories, for a reward of the mean less ``c`` std."""
-    return torch.stack([dial(mean - c * std, mean) for _, mean, std in laboratories]).mean(0)
+    return torch.stack(
+        [dial(mean - c * std, mean) for _, mean, std in laboratories]
+    ).mean(0)
 
 
 ideal = dial(truth, truth)
@@ -95,7 +117,9 @@ for _, mean_of, _ in laboratories:
     panel.plot(spent, true, color=ORANGE, lw=0.6, alpha=0.5)
 panel.plot(kl, promised, color=BLUE, label="promised by the model")
 panel.plot(kl, judged, color=ORANGE, label="true")
-panel.plot(ideal[0], ideal[2], color=GREY, ls="--", lw=1.2, label="had we known the truth")
+panel.plot(
+    ideal[0], ideal[2], color=GREY, ls="--", lw=1.2, label="had we known the truth"
+)
 panel.fill_between(kl, judged, promised, color=RED, alpha=0.12, lw=0)
 panel.plot(kl[peak], judged[peak], "o", color=ORANGE)
 panel.set(xlabel="KL to the pretrained law (nats)", ylabel="mean reward")
@@ -125,9 +149,22 @@ RUNS = {
 }
 rows = []
 for name, start in RUNS.items():
-    found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob(f"{start}-[0-9].json"))]
-    middle = {key: statistics.median(row[key] for row in found) for key in ("kl_nats", "reward", "judge")}
-    rows.append({"run": name if "raft" in name else f"{name} (alpha {found[0]['alpha']})", **middle})
+    found = [
+        json.loads(path.read_text())
+        for path in sorted(FOLDER.glob(f"{start}-[0-9].json"))
+    ]
+    middle = {
+        key: statistics.median(row[key] for row in found)
+        for key in ("kl_nats", "reward", "judge")
+    }
+    rows.append(
+        {
+            "run": name
+            if "raft" in name
+            else f"{name} (alpha {found[0]['alpha']})",
+            **middle,
+        }
+    )
 table(
     [
         {
@@ -168,9 +205,15 @@ panels[0].plot(steps, [line["kl_nats"] for line in run.history], color=BLUE)
 panels[0].axhline(budget, color=GREY, ls="--", lw=1)
 panels[0].set(xlabel="updates", ylabel="KL (nats)", title="spent")
 panels[1].plot(steps, [line["alpha"] for line in run.history], color=VIOLET)
-panels[1].set(xlabel="updates", ylabel="reward units per nat", title="alpha, as found")
-panels[2].plot(steps, [line["reward"] for line in run.history], color=BLUE, label="reward")
-panels[2].plot(steps, [line["judge"] for line in run.history], color=ORANGE, label="judge")
+panels[1].set(
+    xlabel="updates", ylabel="reward units per nat", title="alpha, as found"
+)
+panels[2].plot(
+    steps, [line["reward"] for line in run.history], color=BLUE, label="reward"
+)
+panels[2].plot(
+    steps, [line["judge"] for line in run.history], color=ORANGE, label="judge"
+)
 panels[2].set(xlabel="updates", ylabel="mean", title="reward and judge")
 panels[2].legend(fontsize=8)
 show(
@@ -195,28 +238,38 @@ pessimistic = {c: average(c) for c in (0.0, 1.0, 2.0)}
 
 # %% tags=["hide"]
 figure, panels = axes(2, width=7.8, height=3.0, sharex=True)
-for (c, (spent, said, true)), colour in zip(pessimistic.items(), (ORANGE, GREEN, BLUE), strict=True):
+for (c, (spent, said, true)), colour in zip(
+    pessimistic.items(), (ORANGE, GREEN, BLUE), strict=True
+):
     panels[0].plot(spent, true, color=colour, label=f"C = {c:g}")
     panels[1].plot(spent, said - true, color=colour)
-panels[0].plot(ideal[0], ideal[2], color=GREY, ls="--", lw=1.2, label="had we known the truth")
+panels[0].plot(
+    ideal[0], ideal[2], color=GREY, ls="--", lw=1.2, label="had we known the truth"
+)
 panels[0].set(ylabel="true mean reward", xlabel="KL to the pretrained law (nats)")
 panels[1].set(ylabel="promised less true", xlabel="KL to the pretrained law (nats)")
 panels[0].legend(fontsize=8)
-show(figure, "Left: the truth reached for so many nats, by pessimism. Right: how much less the promise is off.")
+show(
+    figure,
+    "Left: the truth reached for so many nats, by pessimism. Right: how much less the promise is off.",
+)
 
 # %% tags=["hide"]
 conservative = json.loads((FOLDER / "conservative.json").read_text())["rows"]
 pairs = {}
 for row in conservative:
     if row["what"] == "law" and row["share"] < 1:
-        pairs.setdefault((row["surrogate"], row["task"], row["coverage"], row["seed"]), {})[row["how"]] = row
+        pairs.setdefault(
+            (row["surrogate"], row["task"], row["coverage"], row["seed"]), {}
+        )[row["how"]] = row
 gains = {}
 for (kind, *_), pair in pairs.items():
     if {"conservative", "mean"} <= set(pair):
         gains.setdefault(kind, []).append(
             (
                 pair["conservative"]["judge"] - pair["mean"]["judge"],
-                pair["conservative"]["over_optimisation"] - pair["mean"]["over_optimisation"],
+                pair["conservative"]["over_optimisation"]
+                - pair["mean"]["over_optimisation"],
             )
         )
 say(
@@ -228,7 +281,9 @@ table(
             "surrogate": kind,
             "runs": len(values),
             "judge, difference": statistics.median(v[0] for v in values),
-            "over-optimisation, difference": statistics.median(v[1] for v in values),
+            "over-optimisation, difference": statistics.median(
+                v[1] for v in values
+            ),
         }
         for kind, values in gains.items()
     ]

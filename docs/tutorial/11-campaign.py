@@ -23,16 +23,35 @@ lab = landscape("ehrlich-8")
 # %% tags=["hide"]
 feasible = ~lab.table.isnan()
 values, counts = lab.table[feasible].unique(return_counts=True)
-mass = torch.stack([lab.log_pre[feasible][lab.table[feasible] == v].exp().sum() for v in values])
-say(f"{len(lab.table):,} designs, of which {feasible.double().mean():.0%} are feasible.")
+mass = torch.stack(
+    [lab.log_pre[feasible][lab.table[feasible] == v].exp().sum() for v in values]
+)
+say(
+    f"{len(lab.table):,} designs, of which {feasible.double().mean():.0%} are feasible."
+)
 figure, panel = axes(width=5.0, height=2.5)
 places = range(len(values))
-panel.bar([x - 0.2 for x in places], counts / feasible.sum(), 0.4, color=GREY, label="of all feasible designs")
-panel.bar([x + 0.2 for x in places], mass / mass.sum(), 0.4, color=BLUE, label="under the pretrained model")
+panel.bar(
+    [x - 0.2 for x in places],
+    counts / feasible.sum(),
+    0.4,
+    color=GREY,
+    label="of all feasible designs",
+)
+panel.bar(
+    [x + 0.2 for x in places],
+    mass / mass.sum(),
+    0.4,
+    color=BLUE,
+    label="under the pretrained model",
+)
 panel.set_xticks(places, [f"{v:.2g}" for v in values])
 panel.set(xlabel="value", ylabel="share", yscale="log")
 panel.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-show(figure, "The best designs are rare, and the pretrained model hardly ever makes one.")
+show(
+    figure,
+    "The best designs are rare, and the pretrained model hardly ever makes one.",
+)
 
 # %% [markdown]
 # ## One round
@@ -55,13 +74,19 @@ from difftilt.campaigns.simulation.runner import policy_of
 from difftilt.campaigns.strategies import strategy
 
 rounds, batch = size(5, 2), size(32, 8)
-tuning = Tuning(alpha=lab.alpha, beta=lab.alpha, updates=size(16, 2), paths=size(128, 16))
+tuning = Tuning(
+    alpha=lab.alpha, beta=lab.alpha, updates=size(16, 2), paths=size(128, 16)
+)
 
 
 def measure(designs, rng):
-    """What the laboratory sends back: a value with noise, or a failure with its reason."""
-    truth = torch.as_tensor(lab.oracle([design.design for design in designs])).double()
-    noisy = truth + 0.02 * torch.randn(len(designs), generator=rng, dtype=torch.float64)
+    """What the laboratory sends back: noisy values, or failures with a reason."""
+    truth = torch.as_tensor(
+        lab.oracle([design.design for design in designs])
+    ).double()
+    noisy = truth + 0.02 * torch.randn(
+        len(designs), generator=rng, dtype=torch.float64
+    )
     return [
         {"id": design.id, "value": value}
         if value == value
@@ -73,7 +98,12 @@ def measure(designs, rng):
 def run(name):
     """A campaign, round by round."""
     settings = CampaignSettings(
-        name=name, task=lab.name, strategy=name, batch=batch, budget=rounds * batch, tuning=tuning
+        name=name,
+        task=lab.name,
+        strategy=name,
+        batch=batch,
+        budget=rounds * batch,
+        tuning=tuning,
     )
     campaign = campaigns.Campaign.create(f"campaigns/{name}", settings)
     proposer = strategy(name)(lab.prior, campaign.folder)
@@ -94,7 +124,9 @@ done = {name: run(name) for name in names}
 facts = {}
 for name, campaign in done.items():
     history = campaign.history()
-    plates = [[d for d in history.designs if d.round == r] for r in range(1, rounds + 1)]
+    plates = [
+        [d for d in history.designs if d.round == r] for r in range(1, rounds + 1)
+    ]
     facts[name] = (
         [[d.value for d in plate if d.value is not None] for plate in plates],
         [sum(d.failure is not None for d in plate) for plate in plates],
@@ -107,7 +139,9 @@ rng = torch.Generator().manual_seed(0)
 values, failures, plates = facts["seiko-ucb"]
 for i, found in enumerate(values):
     jitter = 0.5 * (torch.rand(len(found), generator=rng) - 0.5)
-    panels[0].plot([i + 1 + x for x in jitter.tolist()], found, ".", color=BLUE, alpha=0.6)
+    panels[0].plot(
+        [i + 1 + x for x in jitter.tolist()], found, ".", color=BLUE, alpha=0.6
+    )
 panels[0].plot(
     range(1, rounds + 1),
     [sum(found) / max(1, len(found)) for found in values],
@@ -117,10 +151,14 @@ panels[0].plot(
     mew=2.5,
     label="mean of the plate",
 )
-panels[0].set(xlabel="round", ylabel="measured value", title="seiko-ucb, each plate")
+panels[0].set(
+    xlabel="round", ylabel="measured value", title="seiko-ucb, each plate"
+)
 panels[0].set_xticks(range(1, rounds + 1))
 panels[0].legend(fontsize=8)
-for (name, (values, _, _)), colour in zip(facts.items(), (BLUE, ORANGE, GREY), strict=True):
+for (name, (values, _, _)), colour in zip(
+    facts.items(), (BLUE, ORANGE, GREY), strict=True
+):
     best, so_far = 0.0, []
     for found in values:
         best = max([best, *found])
@@ -134,7 +172,12 @@ for (name, (values, _, _)), colour in zip(facts.items(), (BLUE, ORANGE, GREY), s
         label=name,
     )
     panels[1].plot(
-        range(1, rounds + 1), so_far, ":", color=colour, lw=1.3, label="best so far" if name == "random" else None
+        range(1, rounds + 1),
+        so_far,
+        ":",
+        color=colour,
+        lw=1.3,
+        label="best so far" if name == "random" else None,
     )
 panels[1].set(xlabel="round", ylabel="measured value", title="strategies")
 panels[1].set_xticks(range(1, rounds + 1))
@@ -152,7 +195,9 @@ table(
             "measured": sum(len(plate) for plate in plates),
             "infeasible": sum(failures) / sum(len(plate) for plate in plates),
             "mean of the last plate": sum(values[-1]) / max(1, len(values[-1])),
-            "best found": max([v for found in values for v in found], default=float("nan")),
+            "best found": max(
+                [v for found in values for v in found], default=float("nan")
+            ),
         }
         for name, (values, failures, plates) in facts.items()
     ]
@@ -175,8 +220,19 @@ predicted = [
 figure, panel = axes(width=5.0, height=2.9)
 if predicted:
     means, stds, found, which = zip(*predicted, strict=True)
-    panel.errorbar(means, found, xerr=stds, fmt="none", ecolor=GREY, elinewidth=0.6, alpha=0.6)
-    dots = panel.scatter(means, found, c=which, cmap="plasma", s=14, vmin=1, vmax=rounds + 1, zorder=3)
+    panel.errorbar(
+        means, found, xerr=stds, fmt="none", ecolor=GREY, elinewidth=0.6, alpha=0.6
+    )
+    dots = panel.scatter(
+        means,
+        found,
+        c=which,
+        cmap="plasma",
+        s=14,
+        vmin=1,
+        vmax=rounds + 1,
+        zorder=3,
+    )
     panel.axline((0, 0), slope=1, color=GREY, lw=1)
     figure.colorbar(dots, ax=panel, label="round", ticks=range(2, rounds + 1))
 panel.set(xlabel="predicted (± epistemic std)", ylabel="measured")

@@ -12,7 +12,20 @@ import math
 from pathlib import Path
 
 import torch
-from drawing import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axes, say, show, show_svg, size, table
+from drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    VIOLET,
+    axes,
+    say,
+    show,
+    show_svg,
+    size,
+    table,
+)
 
 # %%
 import difftilt as dt
@@ -35,10 +48,14 @@ codec, card = policy.codec, dict(policy.card)["metrics"]
 
 # %%
 chain = rollout(policy, size(24, 4), torch.Generator().manual_seed(2))
-longest = max(range(chain.batch), key=lambda i: len(codec.decode(chain.x_0[i : i + 1])[0]))
+longest = max(
+    range(chain.batch), key=lambda i: len(codec.decode(chain.x_0[i : i + 1])[0])
+)
 
 # %% tags=["hide"]
-stages = [k for k in range(1, chain.steps + 1) if k % max(1, chain.steps // 12) == 0]
+stages = [
+    k for k in range(1, chain.steps + 1) if k % max(1, chain.steps // 12) == 0
+]
 seen, captions = [], []
 for k in stages:
     state = chain.states[k][longest : longest + 1].clone()
@@ -96,13 +113,14 @@ for panel, key, label, mean in (
     panel.set(xlabel=label)
 panels[0].set(ylabel="density")
 show(
-    figure, "Designs of the pretrained model; lines are means: solid of the designs, dashed of the training molecules."
+    figure,
+    "Designs of the pretrained model; lines are means: solid of the designs, dashed of the training molecules.",
 )
 
 # %% [markdown]
 # ## Best of N: hard to beat
 #
-# One molecule in some ten is as drug-like as one can wish, so that drawing more and keeping the best is cheap. From the pool, for every N at once
+# Drug-like molecules are not rare among those of the model, so that drawing more and keeping the best is cheap. From the pool, for every N at once
 # ([`best_of_n_weights`][difftilt.metrics.best_of_n.best_of_n_weights]):
 #
 # $$
@@ -119,7 +137,10 @@ curve = [
     if n <= len(pool) // 4
 ]
 kept = size(16, 2)
-best = [max(range(i, i + kept), key=lambda j: score[j].item()) for i in range(0, len(pool) - kept + 1, kept)]
+best = [
+    max(range(i, i + kept), key=lambda j: score[j].item())
+    for i in range(0, len(pool) - kept + 1, kept)
+]
 
 # %% tags=["hide"]
 show_svg(
@@ -127,7 +148,10 @@ show_svg(
     "Designs of the pretrained model, as they come.",
 )
 top = sorted(best, key=lambda i: -score[i].item())[:8]
-show_svg(grid([pool[i] for i in top], [f"QED {score[i].item():.2f}" for i in top]), f"Best of {kept}: the first eight.")
+show_svg(
+    grid([pool[i] for i in top], [f"QED {score[i].item():.2f}" for i in top]),
+    f"Best of {kept}: the first eight.",
+)
 
 # %% [markdown]
 # ## SMC: the tilted law, and its price
@@ -143,9 +167,13 @@ show_svg(grid([pool[i] for i in top], [f"QED {score[i].item():.2f}" for i in top
 
 # %%
 alpha = 0.02
-smc = dt.SMC(alpha=alpha)(policy, qed, size(96, 8), torch.Generator().manual_seed(0))
+smc = dt.SMC(alpha=alpha)(
+    policy, qed, size(96, 8), torch.Generator().manual_seed(0)
+)
 from_smc = codec.decode(smc.x_0)
-smc_kl = (smc.log_weight.softmax(0) @ qed(from_smc).nan_to_num(nan=0.0)).item() / alpha - smc.log_z
+smc_kl = (
+    smc.log_weight.softmax(0) @ qed(from_smc).nan_to_num(nan=0.0)
+).item() / alpha - smc.log_z
 
 # %% [markdown]
 # ## PPO: some updates
@@ -165,7 +193,12 @@ run = dt.finetune(
 from_ppo = run.policy.sample(size(384, 8), seed=3)
 
 # %% tags=["hide"]
-sets = {"pretrained": pool, f"best of {kept}": [pool[i] for i in best], "SMC": from_smc, "PPO, some updates": from_ppo}
+sets = {
+    "pretrained": pool,
+    f"best of {kept}": [pool[i] for i in best],
+    "SMC": from_smc,
+    "PPO, some updates": from_ppo,
+}
 costs = {
     "pretrained": (0.0, ""),
     f"best of {kept}": (math.log(kept) - (kept - 1) / kept, " at most"),
@@ -193,7 +226,9 @@ say(
     f"PPO has bought {run.history[-1]['oracle_calls']:,} scores."
 )
 show_svg(
-    grid(from_smc[:8], [f"QED {value:.2f}" for value in qed(from_smc[:8]).tolist()]),
+    grid(
+        from_smc[:8], [f"QED {value:.2f}" for value in qed(from_smc[:8]).tolist()]
+    ),
     "Of SMC, as they come: look for the same molecule twice.",
 )
 
@@ -206,7 +241,9 @@ show_svg(
 import difftilt
 
 FOLDER = Path(difftilt.__file__).parents[2] / "benchmarks" / "molecules"
-found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("qed-*-[0-9].json"))]
+found = [
+    json.loads(path.read_text()) for path in sorted(FOLDER.glob("qed-*-[0-9].json"))
+]
 COLOURS = {
     "ppo": BLUE,
     "smc": ORANGE,
@@ -215,18 +252,43 @@ COLOURS = {
     "trajectory_balance": RED,
 }
 figure, panel = axes(width=6.0, height=3.4)
-panel.plot(*zip(*curve, strict=True), ".-", color=GREY, label="best of N, this page (KL at most)")
+panel.plot(
+    *zip(*curve, strict=True),
+    ".-",
+    color=GREY,
+    label="best of N, this page (KL at most)",
+)
 for row in found:
     if row["method"] not in COLOURS:
         continue
     way = torch.tensor(row.get("trace", [])).reshape(-1, 2)
     if len(way):
         smooth = way[: len(way) // 5 * 5].reshape(-1, 5, 2).mean(1)
-        panel.plot(smooth[:, 0], smooth[:, 1], color=COLOURS[row["method"]], lw=0.9, alpha=0.7)
+        panel.plot(
+            smooth[:, 0],
+            smooth[:, 1],
+            color=COLOURS[row["method"]],
+            lw=0.9,
+            alpha=0.7,
+        )
     if row["kl_nats"] is not None:
-        panel.plot(row["kl_nats"], row["reward"], "o" if len(way) else "D", color=COLOURS[row["method"]], ms=6)
-for method in dict.fromkeys(row["method"] for row in found if row["method"] in COLOURS):
-    panel.plot([], [], "o-" if method not in ("smc", "value_weighted") else "D", color=COLOURS[method], label=method)
+        panel.plot(
+            row["kl_nats"],
+            row["reward"],
+            "o" if len(way) else "D",
+            color=COLOURS[row["method"]],
+            ms=6,
+        )
+for method in dict.fromkeys(
+    row["method"] for row in found if row["method"] in COLOURS
+):
+    panel.plot(
+        [],
+        [],
+        "o-" if method not in ("smc", "value_weighted") else "D",
+        color=COLOURS[method],
+        label=method,
+    )
 panel.set(xlabel="KL to the pretrained model (nats)", ylabel="QED (mean, 0 to 1)")
 panel.legend(fontsize=8)
 show(
@@ -253,23 +315,48 @@ table(
 # %%
 both = load_reward(zinc, "qed_and_ease")
 pair = both(pool).nan_to_num(nan=0.0)
-by_both = [max(range(i, i + kept), key=lambda j: pair[j].item()) for i in range(0, len(pool) - kept + 1, kept)]
+by_both = [
+    max(range(i, i + kept), key=lambda j: pair[j].item())
+    for i in range(0, len(pool) - kept + 1, kept)
+]
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.4, height=3.2)
-valid = [i for i, molecule in enumerate(read_molecules(pool)[0]) if molecule is not None]
+valid = [
+    i for i, molecule in enumerate(read_molecules(pool)[0]) if molecule is not None
+]
 place = {i: k for k, i in enumerate(valid)}
-panel.plot(own["sa_score"], own["qed"], ".", color=GREY, alpha=0.35, ms=4, label="pool")
-for name, chosen, colour in ((f"best of {kept} by QED", best, BLUE), (f"best of {kept} by both", by_both, ORANGE)):
+panel.plot(
+    own["sa_score"], own["qed"], ".", color=GREY, alpha=0.35, ms=4, label="pool"
+)
+for name, chosen, colour in (
+    (f"best of {kept} by QED", best, BLUE),
+    (f"best of {kept} by both", by_both, ORANGE),
+):
     rows_of = [place[i] for i in chosen if i in place]
-    panel.plot(own["sa_score"][rows_of], own["qed"][rows_of], "o", color=colour, ms=4, alpha=0.8, label=name)
+    panel.plot(
+        own["sa_score"][rows_of],
+        own["qed"][rows_of],
+        "o",
+        color=colour,
+        ms=4,
+        alpha=0.8,
+        label=name,
+    )
 panel.set(xlabel="SA (1 easy to 10 hard)", ylabel="QED (0 to 1)")
 panel.invert_xaxis()
 panel.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-show(figure, "Up and to the right is better. Who asks for one property alone gets the other as it comes.")
+show(
+    figure,
+    "Up and to the right is better. Who asks for one property alone gets the other as it comes.",
+)
 table(
     [
-        {"best by": name, "QED": own["qed"][rows_of].mean().item(), "SA": own["sa_score"][rows_of].mean().item()}
+        {
+            "best by": name,
+            "QED": own["qed"][rows_of].mean().item(),
+            "SA": own["sa_score"][rows_of].mean().item(),
+        }
         for name, rows_of in (
             ("QED", [place[i] for i in best if i in place]),
             ("both", [place[i] for i in by_both if i in place]),
@@ -278,7 +365,13 @@ table(
 )
 top = sorted(by_both, key=lambda i: -pair[i].item())[:8]
 show_svg(
-    grid([pool[i] for i in top], [f"QED {own['qed'][place[i]]:.2f}, SA {own['sa_score'][place[i]]:.1f}" for i in top]),
+    grid(
+        [pool[i] for i in top],
+        [
+            f"QED {own['qed'][place[i]]:.2f}, SA {own['sa_score'][place[i]]:.1f}"
+            for i in top
+        ],
+    ),
     "The best by both.",
 )
 
@@ -303,14 +396,21 @@ say(
     )
     + "."
 )
-shown = [design for design, molecule in zip(drawn, read_molecules(drawn)[0], strict=True) if molecule is not None][:8]
-show_svg(grid(shown, [""] * len(shown)), "Designs of the graph model: small, strained, and all its own.")
+shown = [
+    design
+    for design, molecule in zip(drawn, read_molecules(drawn)[0], strict=True)
+    if molecule is not None
+][:8]
+show_svg(
+    grid(shown, [""] * len(shown)),
+    "Designs of the graph model: small, strained, and all its own.",
+)
 
 # %% [markdown]
 # ## What to take away
 #
 # - With SELFIES a design is a molecule. Whether it is a *good* one is said by properties beside the data's, and by looking.
-# - If one draw in ten is good, draw more. Tuning pays where good designs are rare, or drawing is dear.
+# - Where good designs are not rare, draw more. Tuning pays where good designs are rare, or drawing is dear.
 # - Count different designs, not designs: SMC has the law right and the molecules twice.
 # - Computed properties are rules of thumb. Two rewards that pull against each other are harder to fool than one.
 #

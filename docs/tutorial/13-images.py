@@ -12,7 +12,20 @@ import math
 from pathlib import Path
 
 import torch
-from drawing import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axes, pictures, say, show, size, table
+from drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    VIOLET,
+    axes,
+    pictures,
+    say,
+    show,
+    size,
+    table,
+)
 
 # %%
 import difftilt as dt
@@ -26,7 +39,10 @@ chain = rollout(digits, 12, torch.Generator().manual_seed(0))
 # %% tags=["hide"]
 shown = [digits.steps * part // 8 for part in (0, 1, 2, 3, 4, 6, 8)]
 pictures(
-    {("noise" if k == 0 else f"step {k}"): digits.codec.decode(chain.states[k]) for k in shown},
+    {
+        ("noise" if k == 0 else f"step {k}"): digits.codec.decode(chain.states[k])
+        for k in shown
+    },
     "Twelve digits on their way out of noise. Shapes are decided in the first half of the steps; the others clean up.",
 )
 last = digits.step(chain.states[-2], chain.times[-2], chain.times[-1])
@@ -57,22 +73,42 @@ red = {
     )
     for alpha in (1e-3, 1e-4)
 }
-before, *after = same_noise([emoji, *(run.policy for run in red.values())], 12, seed=3)
+before, *after = same_noise(
+    [emoji, *(run.policy for run in red.values())], 12, seed=3
+)
 
 # %% tags=["hide"]
 pictures(
-    {"before": before, **{f"alpha {alpha:g}": images for alpha, images in zip(red, after, strict=True)}},
+    {
+        "before": before,
+        **{
+            f"alpha {alpha:g}": images
+            for alpha, images in zip(red, after, strict=True)
+        },
+    },
     "The same noise before and after tuning. The smaller alpha has asked for more red, and has got it: look what is left of the faces.",
 )
 figure, panels = axes(2, width=7.6, height=2.6)
 for (alpha, run), colour in zip(red.items(), (ORANGE, RED), strict=True):
     steps = [line["step"] for line in run.history]
-    panels[0].plot(steps, [line["reward"] for line in run.history], "o-", ms=3, color=colour, label=f"alpha {alpha:g}")
-    panels[1].plot(steps, [line["kl_nats"] for line in run.history], "o-", ms=3, color=colour)
+    panels[0].plot(
+        steps,
+        [line["reward"] for line in run.history],
+        "o-",
+        ms=3,
+        color=colour,
+        label=f"alpha {alpha:g}",
+    )
+    panels[1].plot(
+        steps, [line["kl_nats"] for line in run.history], "o-", ms=3, color=colour
+    )
 panels[0].set(xlabel="updates", ylabel="redness (mean, -1 to 1)")
 panels[1].set(xlabel="updates", ylabel="KL of paths (nats)")
 panels[0].legend(fontsize=8)
-show(figure, "A few updates suffice. The first pays many nats; later ones find cheaper ones, at steps with more noise.")
+show(
+    figure,
+    "A few updates suffice. The first pays many nats; later ones find cheaper ones, at steps with more noise.",
+)
 table(
     [
         {
@@ -115,18 +151,28 @@ small = load_reward(task("digits"), "compressibility")
 pool = digits.sample(size(512, 16), seed=9)
 kilobytes = -small(pool)
 best_of = {
-    n: (kilobytes * best_of_n_weights(-kilobytes, n)).sum().item() for n in (1, 2, 4, 8, 16, 32) if n < len(pool)
+    n: (kilobytes * best_of_n_weights(-kilobytes, n)).sum().item()
+    for n in (1, 2, 4, 8, 16, 32)
+    if n < len(pool)
 }
 
 # %% tags=["hide"]
 order = kilobytes.argsort().tolist()
 pictures(
-    {"smallest": [pool[i] for i in order[:12]], "largest": [pool[i] for i in order[-12:]]},
+    {
+        "smallest": [pool[i] for i in order[:12]],
+        "largest": [pool[i] for i in order[-12:]],
+    },
     "The digits of the pool with the smallest and the largest JPEGs: thin strokes are cheap.",
 )
 table(
     [
-        {"N": n, "kB, mean": value, "KL at most (nats)": math.log(n) - (n - 1) / n, "calls of the reward a design": n}
+        {
+            "N": n,
+            "kB, mean": value,
+            "KL at most (nats)": math.log(n) - (n - 1) / n,
+            "calls of the reward a design": n,
+        }
         for n, value in best_of.items()
     ]
 )
@@ -138,29 +184,55 @@ table(
 import difftilt
 
 FOLDER = Path(difftilt.__file__).parents[2] / "benchmarks" / "images"
-rows = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("compressibility-*-[0-9].json"))]
-rows = [row for row in rows if row.get("kl_nats") is not None and row.get("frontier")]
-COLOURS = dict(zip(sorted({row["method"] for row in rows}), (GREY, BLUE, GREEN, ORANGE, VIOLET, RED), strict=False))
+rows = [
+    json.loads(path.read_text())
+    for path in sorted(FOLDER.glob("compressibility-*-[0-9].json"))
+]
+rows = [
+    row for row in rows if row.get("kl_nats") is not None and row.get("frontier")
+]
+COLOURS = dict(
+    zip(
+        sorted({row["method"] for row in rows}),
+        (GREY, BLUE, GREEN, ORANGE, VIOLET, RED),
+        strict=False,
+    )
+)
 figure, panel = axes(width=5.8, height=3.2)
 for row in rows:
     path = [point for point in row["frontier"] if point[0] and point[0] > 0]
-    panel.plot(*zip(*path, strict=True), color=COLOURS[row["method"]], lw=0.9, alpha=0.8)
-    panel.plot(row["kl_nats"], row["after"]["reward"], "o", color=COLOURS[row["method"]], ms=5)
+    panel.plot(
+        *zip(*path, strict=True), color=COLOURS[row["method"]], lw=0.9, alpha=0.8
+    )
+    panel.plot(
+        row["kl_nats"],
+        row["after"]["reward"],
+        "o",
+        color=COLOURS[row["method"]],
+        ms=5,
+    )
 for method, colour in COLOURS.items():
     panel.plot([], [], "o-", color=colour, label=method)
-panel.set(xscale="log", xlabel="KL to the pretrained model (nats, log)", ylabel="minus the size of the JPEG (kB)")
+panel.set(
+    xscale="log",
+    xlabel="KL to the pretrained model (nats, log)",
+    ylabel="minus the size of the JPEG (kB)",
+)
 panel.legend(fontsize=8)
 show(
     figure,
     "Emoji toward small JPEGs: each line the way of a run, each dot its end. A policy gradient pays for every pixel that its noise moves.",
 )
-say(
-    f"{len(rows)} runs: "
-    + "; ".join(
-        f"`{row['method']}`, seed {row['seed']}, {row['oracle_calls']:,} calls, {row['after']['reward']:.3f} at {row['kl_nats']:,.4g} nats"
+table(
+    [
+        {
+            "run": f"{row['method']}, seed {row['seed']}",
+            "minus kB": row["after"]["reward"],
+            "KL (nats)": row["kl_nats"],
+            "calls": row["oracle_calls"],
+        }
         for row in rows
-    )
-    + "."
+    ]
 )
 
 # %% [markdown]
@@ -181,12 +253,17 @@ from difftilt.core.stats import effective_sample_size, log_mean_exp
 three = load_reward(task("digits"), "label-3")
 score = three(pool)
 weight = score.softmax(0)
-truth = {"reward": (weight * score).sum().item(), "log_z": log_mean_exp(score).item()}
+truth = {
+    "reward": (weight * score).sum().item(),
+    "log_z": log_mean_exp(score).item(),
+}
 truth["kl"] = truth["reward"] - truth["log_z"]
 
 n = size(64, 8)
 smc = dt.SMC(alpha=1.0)(digits, three, n, torch.Generator().manual_seed(0))
-chosen = dt.ValueWeighted(alpha=1.0, candidates=size(4, 2))(digits, three, n, torch.Generator().manual_seed(0))
+chosen = dt.ValueWeighted(alpha=1.0, candidates=size(4, 2))(
+    digits, three, n, torch.Generator().manual_seed(0)
+)
 candidates = size(12, 2)
 best = [
     max(range(start, start + candidates), key=lambda i: score[i].item())
@@ -210,8 +287,14 @@ for name, (images, log_weight) in made.items():
             "log p(3), mean": (share * own).sum().item(),
             "p(3), mean": (share * own.exp()).sum().item(),
             "different": len({image.tobytes() for image in images}) / len(images),
-            "worth so many": effective_sample_size(torch.as_tensor(log_weight).double()).item(),
-            "log Z (nats)": truth["log_z"] if "target" in name else smc.log_z if name == "SMC" else "",
+            "worth so many": effective_sample_size(
+                torch.as_tensor(log_weight).double()
+            ).item(),
+            "log Z (nats)": truth["log_z"]
+            if "target" in name
+            else smc.log_z
+            if name == "SMC"
+            else "",
         }
     )
 table(rows)
@@ -222,7 +305,12 @@ def some(name):
     """Twelve of them, drawn by weight."""
     images, log_weight = made[name]
     share = torch.as_tensor(log_weight).double().softmax(0)
-    return [images[i] for i in torch.multinomial(share, 12, replacement=True, generator=rng).tolist()]
+    return [
+        images[i]
+        for i in torch.multinomial(
+            share, 12, replacement=True, generator=rng
+        ).tolist()
+    ]
 
 
 pictures(
@@ -231,7 +319,7 @@ pictures(
 )
 say(
     f"The target is {truth['kl']:.2f} nats from the pretrained law, if the pool may be trusted with it: it is worth {effective_sample_size(score).item():.0f} of its {len(pool)} designs. "
-    "Best-of-N is not the target: it takes the most certain threes. Tuning toward a law that is so near would cost what the sections above show, a hundred times as many nats and more, "
+    "Best-of-N is not the target: it takes the most certain threes. Tuning toward a law that is so near would cost what the sections above show, many times as many nats, "
     "for the noise of its gradients is paid at the steps with little noise. For a label, steer."
 )
 
@@ -254,32 +342,53 @@ long_chain = likelihood_chain(emoji)
 def bits(images):
     """Bits per number of each image, at most."""
     x_0 = emoji.codec.encode(images)
-    bound = chain_bounds(long_chain, x_0, torch.Generator().manual_seed(0), levels=True, draws=size(16, 2))
+    bound = chain_bounds(
+        long_chain,
+        x_0,
+        torch.Generator().manual_seed(0),
+        levels=True,
+        draws=size(16, 2),
+    )
     return bound / images[0].size / math.log(2)
 
 
 count = size(32, 4)
 drawn = same_noise([emoji, *(run.policy for run in red.values())], count, seed=4)
-of = {name: bits(images) for name, images in zip(("pretrained", *(f"alpha {a:g}" for a in red)), drawn, strict=True)}
+of = {
+    name: bits(images)
+    for name, images in zip(
+        ("pretrained", *(f"alpha {a:g}" for a in red)), drawn, strict=True
+    )
+}
 
 # %% tags=["hide"]
 figure, panel = axes(width=5.4, height=2.4)
 spread = torch.linspace(-0.25, 0.25, count)
-for i, (values, colour) in enumerate(zip(of.values(), (BLUE, ORANGE, RED), strict=True)):
+for i, (values, colour) in enumerate(
+    zip(of.values(), (BLUE, ORANGE, RED), strict=True)
+):
     panel.plot(values, i + spread, ".", color=colour, ms=5)
     panel.plot([values.median()] * 2, [i - 0.35, i + 0.35], color=colour, lw=2.5)
 held_out = dict(emoji.card)["metrics"]["test_bound_bits_per_dimension"]
-panel.axvline(held_out, color=GREY, ls="--", lw=1.2, label="held-out emoji, on the card")
+panel.axvline(
+    held_out, color=GREY, ls="--", lw=1.2, label="held-out emoji, on the card"
+)
 panel.legend(fontsize=8)
 panel.set_yticks(range(len(of)), list(of))
-panel.set(xscale="log", xlabel="bits per number of an image (at most, log)", ylim=(-0.6, len(of) - 0.4))
+panel.set(
+    xscale="log",
+    xlabel="bits per number of an image (at most, log)",
+    ylim=(-0.6, len(of) - 0.4),
+)
 show(
     figure,
     "Each dot an emoji, lines are medians. Fine detail decides: smooth images are cheap, whether one likes them or not.",
 )
 say(
     "Medians: "
-    + ", ".join(f"{name} {values.median().item():.2f}" for name, values in of.items())
+    + ", ".join(
+        f"{name} {values.median().item():.2f}" for name, values in of.items()
+    )
     + f" bits, of {count} each; a few images with specks cost many times that. A likelihood is a "
     "warning where it falls, and no praise where it rises: a blank image has the highest of all."
 )

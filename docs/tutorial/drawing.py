@@ -25,7 +25,14 @@ REDUCED = bool(os.environ.get("DIFFTILT_REDUCED"))
 
 INK = "#0a0b0c"
 """Replaced by the text colour of the page."""
-BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#3f87c9", "#dd8026", "#3a9d6e", "#d2504c", "#9270c8", "#8b8f94"
+BLUE, ORANGE, GREEN, RED, VIOLET, GREY = (
+    "#3f87c9",
+    "#dd8026",
+    "#3a9d6e",
+    "#d2504c",
+    "#9270c8",
+    "#8b8f94",
+)
 CYCLE = (BLUE, ORANGE, GREEN, RED, VIOLET, GREY)
 
 mpl.rcParams.update(
@@ -65,25 +72,47 @@ def size(full: int, reduced: int) -> int:
     return reduced if REDUCED else full
 
 
-def axes(columns: int = 1, rows: int = 1, *, width: float = 5.4, height: float = 3.0, **options: Any) -> Any:
+def axes(
+    columns: int = 1,
+    rows: int = 1,
+    *,
+    width: float = 5.4,
+    height: float = 3.0,
+    **options: Any,
+) -> Any:
     """A figure of panels, and its axes."""
     return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
-def pictures(rows: dict[str, Sequence[Any]], told: str, *, scale: int = 3, gap: int = 2) -> None:
+def pictures(
+    rows: dict[str, Sequence[Any]], told: str, *, scale: int = 3, gap: int = 2
+) -> None:
     """Show rows of equally large pictures, 8-bit arrays, each row with its name; the page shows through the gaps."""
     high, wide = next(iter(rows.values()))[0].shape[:2]
     columns = max(map(len, rows.values()))
-    sheet = np.zeros((len(rows) * (high + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8)
+    sheet = np.zeros(
+        (len(rows) * (high + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8
+    )
     for i, row in enumerate(rows.values()):
         for j, picture in enumerate(row):
-            colour = picture if picture.ndim == 3 else picture[..., None].repeat(3, -1)
-            place = sheet[i * (high + gap) : i * (high + gap) + high, j * (wide + gap) : j * (wide + gap) + wide]
+            colour = (
+                picture if picture.ndim == 3 else picture[..., None].repeat(3, -1)
+            )
+            place = sheet[
+                i * (high + gap) : i * (high + gap) + high,
+                j * (wide + gap) : j * (wide + gap) + wide,
+            ]
             place[..., :3], place[..., 3] = colour[..., :3], 255
     width = 7.4
-    figure, panel = axes(width=width, height=0.1 + 0.86 * width * sheet.shape[0] / sheet.shape[1])
+    figure, panel = axes(
+        width=width, height=0.1 + 0.86 * width * sheet.shape[0] / sheet.shape[1]
+    )
     panel.imshow(sheet.repeat(scale, 0).repeat(scale, 1), interpolation="none")
-    panel.set_yticks([scale * (i * (high + gap) + high / 2) for i in range(len(rows))], list(rows), fontsize=8)
+    panel.set_yticks(
+        [scale * (i * (high + gap) + high / 2) for i in range(len(rows))],
+        list(rows),
+        fontsize=8,
+    )
     panel.tick_params(length=0)
     panel.set_xticks([])
     panel.grid(False)
@@ -103,11 +132,23 @@ def show(figure: Any, told: str) -> None:
 def show_svg(svg: str, told: str, *, wide: bool = True) -> None:
     """Show a drawing whose lines are black or :data:`INK`: both take the colour of the page."""
     svg = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<metadata>.*?</metadata>|<style>@media.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style>@media.*?</style>",
+        "",
+        svg,
+        flags=re.DOTALL,
+    )
     svg = svg.replace(INK, "currentColor").replace("#000000", "currentColor")
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told, quote=True)}" ', 1)
+    svg = svg.replace(
+        "<svg ", f'<svg role="img" aria-label="{html.escape(told, quote=True)}" ', 1
+    )
     caption = f"<figcaption>{html.escape(told)}</figcaption>"
-    _display({"text/html": f'<figure class="{"wide" if wide else "plain"}"><div>{svg}</div>{caption}</figure>'}, told)
+    _display(
+        {
+            "text/html": f'<figure class="{"wide" if wide else "plain"}"><div>{svg}</div>{caption}</figure>'
+        },
+        told,
+    )
 
 
 def say(text: str) -> None:
@@ -120,20 +161,26 @@ def table(rows: list[dict[str, Any]]) -> None:
     heads = list(rows[0])
     lines = [
         "| " + " | ".join(heads) + " |",
-        "|" + "|".join(" :-- " if _words(rows, h) else " --: " for h in heads) + "|",
+        "|"
+        + "|".join(" :-- " if _words(rows, h) else " --: " for h in heads)
+        + "|",
     ]
-    lines += ["| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows
+    ]
     say("\n".join(lines))
 
 
 def _words(rows: list[dict[str, Any]], head: str) -> bool:
-    return any(isinstance(row[head], str) for row in rows)
+    return any(isinstance(row[head], str) and row[head] for row in rows)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+    return (
+        f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+    )
 
 
 def _display(data: dict[str, str], plain: str) -> None:

@@ -29,12 +29,20 @@ class Practice:
 
 
 def tune(
-    problem: Problem, algorithm: Any, updates: int, *, looks: int = 30, value: Any = None, seed: int = 0
+    problem: Problem,
+    algorithm: Any,
+    updates: int,
+    *,
+    looks: int = 30,
+    value: Any = None,
+    seed: int = 0,
 ) -> Practice:
     """Tune from the pretrained policy, the learning rate falling to 0, and tell exact numbers ``looks`` times."""
     updates = min(updates, 2) if REDUCED else updates
     rng = torch.Generator().manual_seed(seed)
-    state = algorithm.init(problem.tunable(), [Anchor(problem.pretrained, problem.alpha)])
+    state = algorithm.init(
+        problem.tunable(), [Anchor(problem.pretrained, problem.alpha)]
+    )
     if value is not None:
         state.value = value
     run, calls = Practice(state.policy), 0

@@ -59,3 +59,11 @@ def test_each_page_of_the_tutorial_ends_with_what_to_take_away_and_an_exercise()
             assert "**The question.**" in text, path.name
             assert "## What to take away" in text, path.name
             assert '!!! example "Exercise"' in text, path.name
+
+
+def test_a_page_shows_full_sizes_only(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parent / "tools" / "docs"))
+    import notebooks
+
+    code = 'n = [1, 2, 4][: size(3, 1)] + rows[: size(40, 4)]\nf"--batch {size(96, 8)}"'
+    assert notebooks._full(code) == 'n = [1, 2, 4] + rows[: 40]\nf"--batch 96"'

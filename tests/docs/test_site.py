@@ -120,3 +120,8 @@ def test_a_formula_with_an_unknown_command_is_refused():
 def test_lines_are_split_outside_of_braces_only():
     found = mathml.rows(r"a &= b \qquad (1) \\ c &= \begin{cases} d \\ e \end{cases} \quad (2)")
     assert [number for _, number in found] == ["(1)", "(2)"]
+
+
+def test_formulas_side_by_side_may_stand_one_below_another():
+    assert mathml.mathml(r"a = b, \qquad c = d \qquad (1)", block=True).count("<math") == 2
+    assert mathml.mathml(r"\frac{a \qquad b}{c}", block=True).count("<math") == 1

@@ -73,12 +73,19 @@ def mathml(tex: str, *, block: bool) -> str:
         return _convert(tidy(tex.strip()), "inline")
     lines = rows(tidy(tex.strip()))
     if len(lines) == 1 and "&" not in lines[0][0]:
-        body = _convert(lines[0][0], "block")
+        body = "".join(_convert(part, "block") for part in _beside(lines[0][0]))
         number = lines[0][1]
         return f'<div class="formula"><div>{body}</div><span class="number">{number}</span></div>'
     body = _convert(r"\begin{align*}" + r" \\ ".join(line for line, _ in lines) + r"\end{align*}", "block")
     numbers = "<br>".join(label for _, label in lines if label)
     return f'<div class="formula"><div>{body}</div><span class="number">{numbers}</span></div>'
+
+
+def _beside(line: str) -> list[str]:
+    r"""Formulas side by side, ``\qquad`` between them: where the page is narrow, they stand one below another."""
+    parts = line.split(r"\qquad")
+    whole = all(part.count("{") == part.count("}") and part.strip() for part in parts)
+    return [part.strip() for part in parts] if whole else [line]
 
 
 def _convert(tex: str, display: str) -> str:

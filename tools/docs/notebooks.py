@@ -35,6 +35,8 @@ DOCS, CACHE = ROOT / "docs", ROOT / ".cache" / "docs"
 VERSIONS = ("torch", "numpy", "matplotlib")
 SIZE = re.compile(r"\bsize\((\d[\d_]*), \d[\d_]*\)")
 """``size(full, reduced)`` of the tutorial: a page shows the full number alone."""
+SHORTER = re.compile(r"([\[(][\d., ]+[\])])\[: ?size\([\d_]+, \d+\)\]")
+"""A list of numbers of which less is taken when reduced: a page shows the list."""
 SECONDS = 900
 """Longest that a cell may take."""
 
@@ -170,7 +172,7 @@ def page(book: Any, notebook: Notebook, seconds: float) -> str:
         if cell.cell_type != "code":
             continue
         if cell.source.strip() and "remove" not in cell.metadata.get("tags", []):
-            code = f"```python\n{SIZE.sub(lambda found: found[1], cell.source.strip())}\n```"
+            code = f"```python\n{_full(cell.source.strip())}\n```"
             hidden = "hide" in cell.metadata.get("tags", [])
             parts.append('??? code "Code"\n\n' + textwrap.indent(code, "    ") if hidden else code)
         for output in _joined(cell.outputs):
@@ -182,6 +184,13 @@ def page(book: Any, notebook: Notebook, seconds: float) -> str:
         f"As a notebook: [{stem}.ipynb]({stem}.ipynb).</small>"
     )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _full(code: str) -> str:
+    """Code without its reduced sizes."""
+    for pattern in (SHORTER, re.compile(rf"\{{{SIZE.pattern}\}}"), SIZE):  # the second in texts
+        code = pattern.sub(lambda found: found[1], code)
+    return code
 
 
 def _joined(outputs: list[Any]) -> Iterator[Any]:

@@ -122,9 +122,7 @@ result = dt.finetune(
 for name, model in (("before", policy), ("after", result.policy)):
     designs = model.sample(size(200, 8))
     share = sum(no_start_codon(designs)) / len(designs)
-    print(
-        f"{name}: {share:.0%} without an upstream start codon, such as {designs[0]}"
-    )
+    print(f"{name}: {share:.0%} without an upstream start, as {designs[0]}")
 print(f"KL to the pretrained model: {result.history[-1]['kl_nats']:.2f} nats")
 
 # %% [markdown]

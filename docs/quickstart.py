@@ -56,7 +56,7 @@ panels[0].plot(
 panels[0].set(xlabel="designs scored", ylabel="mean ribosome load")
 panels[0].legend()
 panels[1].plot(calls, [line["kl_nats"] for line in lines], color=BLUE)
-panels[1].set(xlabel="designs scored", ylabel="KL to the pretrained model (nats)")
+panels[1].set(xlabel="designs scored", ylabel="KL to the pretrained (nats)")
 show(
     figure,
     "The reward rises, and the judge, which tuning never sees, rises with it. Right: what it costs.",

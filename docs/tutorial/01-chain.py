@@ -99,6 +99,8 @@ def draw_chain(panel, kernel, title, colour_of, limits):
             cmap="cividis",
             vmin=limits[0],
             vmax=limits[1],
+            edgecolors=GREY,
+            linewidths=0.6,
             zorder=2,
         )
         panel.text(

@@ -200,6 +200,7 @@ panel.set(
     yscale="log",
 )
 panel.set_xticks(lengths, [str(n) for n in lengths])
+panel.set_yticks([5, 10, 20, 50], ["5", "10", "20", "50"])
 panel.minorticks_off()
 panel.legend(fontsize=8)
 show(
@@ -248,7 +249,7 @@ panels[0].set(
     xscale="log",
     yscale="log",
     xlabel="tau",
-    ylabel="KL to the tilted law at the end (nats)",
+    ylabel="KL to the tilted law (nats)",
 )
 noise = [
     sum(info.gradient_norm for info in runs[tau].infos[-20:])

@@ -205,9 +205,7 @@ panels[0].plot(steps, [line["kl_nats"] for line in run.history], color=BLUE)
 panels[0].axhline(budget, color=GREY, ls="--", lw=1)
 panels[0].set(xlabel="updates", ylabel="KL (nats)", title="spent")
 panels[1].plot(steps, [line["alpha"] for line in run.history], color=VIOLET)
-panels[1].set(
-    xlabel="updates", ylabel="reward units per nat", title="alpha, as found"
-)
+panels[1].set(xlabel="updates", ylabel="reward per nat", title="alpha, as found")
 panels[2].plot(
     steps, [line["reward"] for line in run.history], color=BLUE, label="reward"
 )
@@ -248,7 +246,7 @@ panels[0].plot(
 )
 panels[0].set(ylabel="true mean reward", xlabel="KL to the pretrained law (nats)")
 panels[1].set(ylabel="promised less true", xlabel="KL to the pretrained law (nats)")
-panels[0].legend(fontsize=8)
+figure.legend(fontsize=8, loc="outside upper center", ncols=4)
 show(
     figure,
     "Left: the truth reached for so many nats, by pessimism. Right: how much less the promise is off.",

@@ -298,13 +298,17 @@ show(
 table(
     [
         {
-            "method": row["method"], "seed": row["seed"], "alpha": row["alpha"], "QED": row["reward"],
-            "KL (nats)": row["kl_nats"], "different": row["unique_fraction"], "diversity kept": row["diversity_kept"],
+            "run": f"{row['method']}, alpha {row['alpha']:g}, seed {row['seed']}",
+            "QED": row["reward"],
+            "KL (nats)": row["kl_nats"],
+            "different": row["unique_fraction"],
+            "diversity kept": row["diversity_kept"],
             "reward calls": row["oracle_calls"],
         }
-        for row in found if row["method"] in COLOURS
+        for row in found
+        if row["method"] in COLOURS
     ]
-)  # fmt: skip
+)
 
 # %% [markdown]
 # ## What the reward does not say

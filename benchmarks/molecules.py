@@ -36,7 +36,7 @@ from difftilt.rng import Streams
 from difftilt.training.designs import best_of, draw
 from difftilt.training.evaluate import evaluate_steered
 
-REWARDS = {"qed": 0.016, "ease_of_synthesis": 0.25}
+REWARDS = {"qed": 0.015, "ease_of_synthesis": 0.25}
 """Reward units per nat."""
 FRESH = {"qed": 768, "ease_of_synthesis": 512}
 """Designs scored in an update. Batches are large and steps small, lest a policy collapse onto what a batch had."""

@@ -27,8 +27,8 @@ class Docstrings(griffe.Extension):
             return
         text = rst.markdown(obj.docstring.value, module=module.name, find=find, equations=module.numbers)
         if not isinstance(obj, griffe.Module):
-            named = set(rst.mentioned(obj.docstring.value))
-            computes = [n for n in sorted(module.numbers) if n not in named and obj.path in module.computed_by(n)]
+            linked = {n for n in module.numbers if f"[{module.name}.eq{n}]" in text}
+            computes = [n for n in sorted(module.numbers - linked) if obj.path in module.computed_by(n)]
             if computes:
                 links = ", ".join(f"[({n})][{module.name}.eq{n}]" for n in computes)
                 first, _, rest = text.partition("\n\n")

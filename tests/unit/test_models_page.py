@@ -43,7 +43,7 @@ def test_every_example_of_the_models_page_runs(tmp_path: Path, monkeypatch: pyte
     for large, small in SMALLER.items():
         assert large in code
         code = code.replace(large, small)
-    code = re.sub(r"(\w+)\.from_pretrained\(.*\)", r'stand_ins["\1"]', code)
+    code = re.sub(r"(\w+)\.from_pretrained\([^()]*\)", r'stand_ins["\1"]', code)
     names: dict[str, Any] = {"torch": torch, "stand_ins": stand_ins}
     exec(compile(code, "models.md", "exec"), names)
     assert len(names["images"]) == 4

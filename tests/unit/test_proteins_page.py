@@ -40,7 +40,7 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     for large, small in SMALLER.items():
         assert large in code
         code = code.replace(large, small)
-    code = re.sub(r"(\w+)\.from_pretrained\(.*\)", r'stand_ins["\1"]', code)
+    code = re.sub(r"(\w+)\.from_pretrained\([^()]*\)", r'stand_ins["\1"]', code)
     names: dict[str, Any] = {"stand_ins": stand_ins}
     exec(compile(code, "proteins.md", "exec"), names)
     wild_type = names["wild_type"]

@@ -258,7 +258,7 @@ noise = [
 ]
 panels[1].plot(taus, noise, "o-", color=BLUE)
 panels[1].set(
-    xscale="log", yscale="log", xlabel="tau", ylabel="gradient norm at the end"
+    xscale="log", yscale="log", xlabel="tau", ylabel="gradient norm (nats)"
 )
 for panel in panels:
     panel.set_xticks(taus, [str(tau) for tau in taus])

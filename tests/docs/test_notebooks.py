@@ -46,6 +46,31 @@ def test_the_notebook_runs_where_no_data_set_is_at_hand(path, reduced, monkeypat
         assert "sequence" in (reduced / "runs" / "utr" / "samples.csv").read_text(encoding="utf-8").splitlines()[0]
 
 
+def test_a_downloaded_notebook_runs_alone_in_an_empty_folder(monkeypatch, tmp_path):
+    """Of 8, who knows nothing but the notebook ends with designs and a report."""
+    nbformat = pytest.importorskip("nbformat")
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    monkeypatch.syspath_prepend(str(DOCS.parent / "tools" / "docs"))
+    import notebooks
+
+    plain = nbformat.writes(jupytext.read(DOCS / "tutorial" / "08-utr.py", fmt="py:percent")).encode()
+    environment = {**os.environ, "DIFFTILT_REDUCED": "1", "PYTHONPATH": str(DOCS.parent / "src")}
+
+    def run(book: bytes, folder: Path) -> None:
+        folder.mkdir()
+        made = nbformat.reads(book.decode(), as_version=4)
+        client = nbclient.NotebookClient(
+            made, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
+        client.execute(env=environment)
+
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="drawing"):  # the twin: as it stands in docs
+        run(plain, tmp_path / "plain")
+    run(notebooks.standing_alone(plain, [DOCS / "tutorial" / "drawing.py"]), tmp_path / "alone")
+    assert (tmp_path / "alone" / "runs" / "utr" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "alone" / "runs" / "utr" / "samples.csv").is_file()
+
+
 def test_no_notebook_names_a_path_of_a_machine():
     for path in NOTEBOOKS:
         text = path.read_text(encoding="utf-8")

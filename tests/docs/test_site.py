@@ -39,6 +39,26 @@ def test_no_number_is_used_twice_in_a_module():
         assert len(numbers) == len(set(numbers)), module.name
 
 
+def test_every_equation_is_led_to_from_the_reference():
+    """From the docstring of what computes it, however that names it."""
+    griffe = pytest.importorskip("griffe")
+    import docstrings
+
+    package = griffe.load(
+        "difftilt",
+        search_paths=[str(Path(__file__).resolve().parents[2] / "src")],
+        extensions=griffe.load_extensions(docstrings.Docstrings()),
+    )
+    written, left = [], [package]
+    while left:
+        obj = left.pop()
+        if obj.docstring is not None and not obj.is_module:
+            written.append(obj.docstring.value)
+        left += [member for member in obj.members.values() if not member.is_alias]
+    text = "\n".join(written)
+    assert [f"{m.name} ({n})" for m, n in NUMBERED if f"[({n})][{m.name}.eq{n}]" not in text] == []
+
+
 def test_the_index_has_an_anchor_for_every_equation():
     page = pages.equations()
     for module, number in NUMBERED:

@@ -11,7 +11,7 @@ import griffe
 sys.path.insert(0, str(Path(__file__).parent))
 
 import rst
-from sources import Module, find, modules
+from sources import find, modules
 
 
 class Docstrings(griffe.Extension):
@@ -27,15 +27,10 @@ class Docstrings(griffe.Extension):
             return
         text = rst.markdown(obj.docstring.value, module=module.name, find=find, equations=module.numbers)
         if not isinstance(obj, griffe.Module):
-            text = with_equations(text, obj.path, module)
+            linked = {n for n in module.numbers if f"[{module.name}.eq{n}]" in text}
+            computes = [n for n in sorted(module.numbers - linked) if obj.path in module.computed_by(n)]
+            if computes:
+                links = ", ".join(f"[({n})][{module.name}.eq{n}]" for n in computes)
+                first, _, rest = text.partition("\n\n")
+                text = f"{first} Equation {links}.\n\n{rest}".rstrip()
         obj.docstring.value = text
-
-
-def with_equations(text: str, path: str, module: Module) -> str:
-    """Markdown of a symbol's docstring with links to the equations that it computes, where it has none yet."""
-    lost = [n for n in sorted(module.numbers) if f"[{module.name}.eq{n}]" not in text and path in module.computed_by(n)]
-    if not lost:
-        return text
-    first, _, rest = text.partition("\n\n")
-    links = ", ".join(f"[({n})][{module.name}.eq{n}]" for n in lost)
-    return f"{first} Equation {links}.\n\n{rest}".rstrip()

@@ -102,7 +102,24 @@ def stored(notebook: Notebook) -> Result | None:
         return None
     page = (notebook.folder / "page.md").read_text(encoding="utf-8")
     downloads = {path.name: path.read_bytes() for path in sorted((notebook.folder / "downloads").iterdir())}
+    helpers = [ROOT / path for path in kept["files"] if (ROOT / path).parent == DOCS / "tutorial"]
+    for name in downloads:
+        downloads[name] = standing_alone(downloads[name], [path for path in helpers if path != notebook.path])
     return Result(page, downloads)
+
+
+def standing_alone(book: bytes, helpers: list[Path]) -> bytes:
+    """A notebook that runs in an empty folder: its first cells write the modules of the tutorial that it imports."""
+    import nbformat
+
+    made = nbformat.reads(book.decode("utf-8"), as_version=4)
+    cells = []
+    for path in sorted(helpers):
+        cell = nbformat.v4.new_code_cell(f"%%writefile {path.name}\n{path.read_text(encoding='utf-8')}")
+        cell.id, cell.metadata["jupyter"] = path.stem, {"source_hidden": True}
+        cells.append(cell)
+    made.cells = [*cells, *made.cells]
+    return nbformat.writes(made).encode("utf-8")
 
 
 def figure(path: str) -> str:

@@ -99,7 +99,7 @@ class Campaign:
         raise ConfigError("expected a proposer; got none; pass one, or open the campaign by difftilt.Campaign")
 
     def propose(self, n: int | None = None, *, proposer: Proposer | None = None) -> list[Design]:
-        """Propose the next plate; it is paid for when this returns.
+        """Propose the next plate, within the budget by Equation (1); it is paid for when this returns.
 
         Args:
             n: how many designs, 1 or more; a batch, or what is left of the budget, when not given.

@@ -91,15 +91,6 @@ def test_docstrings_lead_to_their_equations_and_references():
     assert "$a \\sim b$" in made
 
 
-def test_what_computes_an_equation_leads_back_to_it():
-    docstrings = pytest.importorskip("docstrings", exc_type=ImportError)
-    for module, number in NUMBERED:
-        for symbol in module.symbols:
-            if symbol.name in module.computed_by(number):
-                text = rst.markdown(symbol.text, module=module.name, find=sources.find, equations=module.numbers)
-                assert f"[{module.name}.eq{number}]" in docstrings.with_equations(text, symbol.name, module)
-
-
 def test_a_reference_to_nothing_stays_plain():
     assert rst.markdown(":func:`gone`", module="difftilt.core.stats", find=sources.find) == "`gone()`"
 

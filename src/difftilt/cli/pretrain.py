@@ -68,8 +68,8 @@ def command(argv: Sequence[str]) -> None:
     data = entry.read(asked.data, skip_invalid=asked.skip_invalid)
     if asked.data is not None:
         tell_read(data)
-    if asked.data is not None and isinstance(entry, SequenceTask):
-        entry = dataclasses.replace(entry, judge_set=None)  # a replicate of the task's table says nothing of other data
+        if isinstance(entry, SequenceTask):  # a replicate of the task's table says nothing of other data
+            entry = dataclasses.replace(entry, judge_set=None)
     output = asked.output or Path("models") / entry.name
     parts, possible = entry.parts if asked.only is None else (asked.only,), entry.trainable(data)
     if asked.only is None and possible != parts:

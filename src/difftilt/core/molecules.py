@@ -89,6 +89,11 @@ def canonical(smiles: str) -> str | None:
     return None if molecule is None else str(chemistry("rdkit.Chem").MolToSmiles(molecule))
 
 
+def radicals(molecule: Any) -> list[Any]:
+    """Atoms with unpaired electrons."""
+    return [atom for atom in molecule.GetAtoms() if atom.GetNumRadicalElectrons()]
+
+
 def closed_shell(smiles: str) -> str | None:
     """:func:`canonical` SMILES of the molecule with hydrogens on every free valence; ``None`` where it is invalid.
 
@@ -98,12 +103,12 @@ def closed_shell(smiles: str) -> str | None:
     molecule, _ = read_molecule(smiles)
     if molecule is None:
         return None
-    radicals = [atom for atom in molecule.GetAtoms() if atom.GetNumRadicalElectrons()]
-    for atom in radicals:
+    unpaired = radicals(molecule)
+    for atom in unpaired:
         atom.SetNumRadicalElectrons(0)
         atom.SetNoImplicit(False)
     written = str(chemistry("rdkit.Chem").MolToSmiles(molecule))
-    return canonical(written) if radicals else written  # read again: a centre with two hydrogens is none
+    return canonical(written) if unpaired else written  # read again: a centre with two hydrogens is none
 
 
 def read_molecules(designs: Sequence[str]) -> tuple[list[Any], list[str | None]]:

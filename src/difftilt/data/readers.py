@@ -13,7 +13,6 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from urllib.parse import unquote
@@ -198,7 +197,7 @@ def _without_empty(table: Table, *, skip_invalid: bool) -> Table:
             f"{table.path}, {named_rows(empty, table.lines)}: expected a design; got an empty one; fill or drop it, or "
             "--skip-invalid"
         )
-    return replace(table.take(there), skipped=len(empty))
+    return table.keep(there)
 
 
 def _place(path: Path, lines: Sequence[int] | None, index: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from difftilt.errors import DataError
+from difftilt.types import Bool
 
 SEQUENCE_NAMES = ("sequence", "seq", "smiles")
 SCORE_NAMES = ("score", "value", "reward")
@@ -77,6 +78,10 @@ class Table:
             columns={name: column[rows] for name, column in self.columns.items()},
             lines=None if self.lines is None else self.lines[rows],
         )
+
+    def keep(self, readable: Bool[np.ndarray, " N"]) -> Table:
+        """The rows that can be read; the others are counted as skipped."""
+        return replace(self.take(readable), skipped=self.skipped + int((~readable).sum()))
 
 
 def named_rows(rows: Sequence[int], lines: Sequence[int] | np.ndarray | None) -> str:

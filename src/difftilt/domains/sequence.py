@@ -99,8 +99,7 @@ class SequenceTask(Task):
         table = read_designs(path, skip_invalid=skip_invalid)
         letters = self.alphabet + "".join(self.aliases)
         if skip_invalid:
-            fine = valid(table.sequences, letters)
-            table = replace(table.take(fine), skipped=table.skipped + int((~fine).sum()))
+            table = table.keep(valid(table.sequences, letters))
         if not len(table):
             raise DataError(
                 f"{path}: expected at least {FEWEST} designs of the letters {self.alphabet}; got none, and "

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from difftilt.core.molecules import chemistry
+from difftilt.core.molecules import chemistry, radicals
 from difftilt.types import Float, Tensor
 
 RADIUS, BITS = 2, 2048
@@ -86,8 +86,7 @@ def nearest_similarity(prints: Float[Tensor, "N D"], reference: Float[Tensor, "M
 
 def radical_fraction(molecules: Sequence[Any]) -> float:
     """Share with an unpaired electron, which RDKit accepts and few substances have."""
-    radicals = [m for m in molecules if any(atom.GetNumRadicalElectrons() for atom in m.GetAtoms())]
-    return _share(len(radicals), len(molecules))
+    return _share(sum(bool(radicals(molecule)) for molecule in molecules), len(molecules))
 
 
 def large_ring_fraction(molecules: Sequence[Any]) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from difftilt.core.molecules import chemistry, closed_shell, read_molecule
+from difftilt.core.molecules import chemistry, closed_shell, radicals, read_molecule
 from difftilt.core.registry import register
 from difftilt.domains.molecule.words import Reader, symbols, to_symbols
 from difftilt.errors import ConfigError, DataError, ShapeError
@@ -100,7 +100,7 @@ class SelfiesCodec:
         molecule, reason = read_molecule(design)
         if molecule is None:
             return f"expected a molecule; got {reason}"
-        if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
+        if radicals(molecule):
             return "expected a molecule without radicals; got one"
         written = to_symbols(design)
         if written is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,8 +76,7 @@ class GraphTask(Task):
         table = read_own(path, skip_invalid=skip_invalid)
         if not skip_invalid:
             return table
-        has_graph = np.array([self.codec.fault(design) is None for design in table.sequences], dtype=bool)
-        return replace(table.take(has_graph), skipped=table.skipped + int((~has_graph).sum()))
+        return table.keep(np.array([self.codec.fault(design) is None for design in table.sequences], dtype=bool))
 
     def split(self, data: Designs, *, seed: int = 0) -> GraphData:
         """At random: 10 % for tests, :attr:`validation` (at most 10 %) to choose the average, the rest for training.
@@ -117,7 +116,8 @@ class GraphTask(Task):
             said = "; ".join(f"'{data.sequences[row]}': {faults[row]}" for row in bad[:NAMED])
             raise DataError(
                 f"{data.path}, {named_rows(bad, data.lines)}: expected molecules that have a graph of the model's kind;"
-                f" got others ({said}); drop them, or --skip-invalid"
+                f" got others ({said}); drop them, --skip-invalid, or use --models with a model of such molecules (see "
+                "`difftilt pretrain`)"
             )
 
     # --- models --------------------------------------------------------------------------------------------------

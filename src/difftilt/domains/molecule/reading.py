@@ -32,7 +32,7 @@ def read_own(path: Path, *, skip_invalid: bool = False) -> Table:
     to_smiles = chemistry("rdkit.Chem").MolToSmiles
     good = np.array([reason is None for reason in reasons])
     written = [to_smiles(molecule) for molecule in molecules if molecule is not None]
-    table = merge_repeats(replace(table.take(good), sequences=written, skipped=table.skipped + len(bad)))
+    table = merge_repeats(replace(table.keep(good), sequences=written))
     if len(table) < FEWEST:
         left_out = f" and {table.skipped} that are none" if table.skipped else ""
         raise DataError(f"{path}: expected at least {FEWEST} molecules; got {len(table)}{left_out}; add more")

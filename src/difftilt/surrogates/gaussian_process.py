@@ -91,10 +91,13 @@ def check_installed() -> None:
     """
     missing = [name for name in ("botorch", "gpytorch") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"expected BoTorch and GPyTorch for Gaussian processes; got no {missing[0]}; run: pip install "
-            "'difftilt[bo]'"
-        )
+        raise _lacking(f"no {missing[0]}")
+
+
+def _lacking(came: str) -> ConfigError:
+    return ConfigError(
+        f"expected BoTorch and GPyTorch for Gaussian processes; got {came}; run: pip install 'difftilt[bo]'"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +138,12 @@ class GaussianProcess:
         self, x: Float[Tensor, "n *event"], y: Float[Tensor, " n"], variance: Float[Tensor, " n"]
     ) -> tuple[Any, float]:
         """The kernel, and ``m`` standardised."""
-        check_installed()
-        import gpytorch
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-
+        try:
+            import gpytorch
+            from botorch.fit import fit_gpytorch_mll
+            from botorch.models import SingleTaskGP
+        except ImportError as error:
+            raise _lacking(f"'{error}'") from error
         from difftilt.surrogates.kernels import DesignKernel
 
         letters = x.ndim == 3

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,5 +279,11 @@ if __name__ == "__main__":
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=datetime.timedelta(seconds=120),
     )
-    (folder / f"{name}-{rank}.json").write_text(json.dumps(globals()[name](folder)))
-    os._exit(0)  # gloo's threads may abort where another process is gone already
+    status = 0
+    try:
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(globals()[name](folder)))
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stderr.flush()
+    os._exit(status)  # gloo's threads may abort where another process is gone already

@@ -36,16 +36,18 @@ from difftilt.rng import Streams
 from difftilt.training.designs import best_of, draw
 from difftilt.training.evaluate import evaluate_steered
 
-REWARDS = {"qed": 0.015, "ease_of_synthesis": 0.25}
+REWARDS = {"qed": 0.0175, "ease_of_synthesis": 0.25}
 """Reward units per nat."""
-FRESH = {"qed": 768, "ease_of_synthesis": 512}
-"""Designs scored in an update. Batches are large and steps small, lest a policy collapse onto what a batch had."""
-UPDATES, RATE = 80, 2e-4
+FRESH = {"qed": 1024, "ease_of_synthesis": 512}
+UPDATES = {"qed": 60, "ease_of_synthesis": 40}
+"""Designs scored in an update, and updates. Batches are large and steps small, lest a policy collapse onto what a batch
+had; a tuned model is the moving average over updates."""
+RATE, EMA, FINAL_RATE = 2e-4, 0.95, 0.1
 TRAINED: dict[str, Callable[[float, int], Any]] = {
     "ppo": lambda alpha, fresh: dt.PPO(alpha=alpha, batch=fresh, learning_rate=RATE),
     "reward_weighted_mle": lambda alpha, fresh: dt.RewardWeightedMLE(alpha=alpha, batch=fresh, learning_rate=RATE),
     "trajectory_balance": lambda alpha, fresh: dt.TrajectoryBalance(
-        alpha=alpha, batch=2 * fresh, replay=0.5, minibatches=4, log_z="learned", learning_rate=RATE
+        alpha=alpha, batch=2 * fresh, replay=0.5, minibatches=fresh // 32, log_z="learned", learning_rate=RATE
     ),
 }
 STEERED: dict[str, Any] = {
@@ -81,7 +83,7 @@ def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) 
         return head | {"oracle_calls": POOL, "cpu_seconds": time.process_time() - cpu}
     if method in TRAINED:
         algorithm, oracle = TRAINED[method](alpha, FRESH[wanted]), Oracle(reward)
-        loop = dt.LoopConfig(steps=UPDATES, seed=seed)
+        loop = dt.LoopConfig(steps=UPDATES[wanted], seed=seed, ema=EMA, final_learning_rate=FINAL_RATE)
         result = dt.finetune(policy, oracle, algorithm, loop=loop, on_step=told)
         calls = result.oracle.calls
         found = dt.evaluate(

@@ -86,6 +86,20 @@ def task(name: str) -> Task:
     return known[name]
 
 
+def tuning_rate(name: str, process: str | None = None) -> float | None:
+    """Learning rate at which a task's p_pre is tuned; ``None``, as for any other model, is the method's own.
+
+    Args:
+        name: a task, or whatever else a user may tilt.
+        process: one of the task's; its first when not given.
+    """
+    try:
+        entry = task(name)
+    except ConfigError:
+        return None
+    return entry.prior(process or entry.process).tuning_rate
+
+
 def algorithm(name: str) -> type:
     """The algorithm called ``name``, a frozen dataclass of settings."""
     if name not in ALGORITHMS:

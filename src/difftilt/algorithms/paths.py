@@ -208,7 +208,7 @@ class PathSettings(ABC):
     batch: int = 256
     """Paths per update, B: also reward calls per update."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Of Adam; the commands take that of the task's model where it has its own."""
     steps_per_path: int | None = None
     """Random steps of each path in each pass, n; all when not set. Steps without density are never among them."""
     max_gradient_norm: float = 10.0

@@ -107,7 +107,7 @@ class RewardBackprop:
     batch: int = 64
     """Paths per update, B: also reward calls per update."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Of Adam; the commands take that of the task's model where it has its own."""
     tau: float = 1.0
     """Gumbel-softmax temperature at the first update (tokens only), no unit."""
     tau_end: float = 0.3

@@ -103,7 +103,7 @@ def learn_from(
 def ppo(settings: Tuning, paths: int) -> PPO:
     """The method for so many paths."""
     return PPO(
-        alpha=settings.alpha, batch=paths, learning_rate=settings.learning_rate, epochs=EPOCHS,
+        alpha=settings.alpha, batch=paths, learning_rate=settings.rate, epochs=EPOCHS,
         minibatches=max(1, min(4, paths // FEWEST)),
     )  # fmt: skip
 

@@ -28,8 +28,13 @@ class Tuning:
     """Updates per round."""
     paths: int = 128
     """Designs per update, scored by the surrogate alone."""
-    learning_rate: float = 4e-3
-    """Of Adam, at the first update."""
+    learning_rate: float | None = None
+    """Of Adam, at the first update; the task's own, else 0.004, when not set."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return 4e-3 if self.learning_rate is None else self.learning_rate
 
     def __post_init__(self) -> None:
         if not (self.alpha > 0 and self.beta >= 0 and math.isfinite(self.alpha + self.beta)):
@@ -38,7 +43,7 @@ class Tuning:
             )
         if self.kl_budget is not None and not 0 < self.kl_budget < math.inf:
             raise ConfigError(f"expected a KL budget above 0 nats, a number; got {self.kl_budget}; correct --kl-budget")
-        if min(self.updates, self.paths) < 2 or not self.learning_rate > 0:
+        if min(self.updates, self.paths) < 2 or not self.rate > 0:
             raise ConfigError("expected 2 or more updates and paths, a learning rate above 0; got less; raise them")
 
 

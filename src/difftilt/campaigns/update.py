@@ -122,7 +122,7 @@ def algorithm_for(policy: Policy, settings: Tuning) -> Algorithm:
         raise nearest(name, ALGORITHMS, what="algorithm of campaigns")
     kind = ALGORITHMS[name]
     own = {"epochs": 2, "minibatches": 4} if issubclass(kind, TrajectoryBalance) and settings.paths >= 64 else {}
-    return kind(alpha=settings.alpha, batch=settings.paths, learning_rate=settings.learning_rate, **own)
+    return kind(alpha=settings.alpha, batch=settings.paths, learning_rate=settings.rate, **own)
 
 
 def beta_for(

@@ -13,6 +13,7 @@ import tyro
 
 from difftilt import build
 from difftilt.algorithms.state import SHARES
+from difftilt.cli import flags
 from difftilt.cli.settings import JobSettings, Kind, Plan, read_plan
 from difftilt.core.algorithm import Sampler
 from difftilt.errors import ConfigError, nearest
@@ -102,10 +103,20 @@ def plan_from(argv: Sequence[str], kind: Kind = FINETUNE) -> Plan:
         ConfigError: it makes no sense; see the message.
     """
     stored, plan = read_plan(kind, argv, _yield_to)
+    if kind is FINETUNE and "learning_rate" not in plan.filed | flags.given(argv):
+        plan = _at_own_rate(plan)
     if plan.place.resume is not None:
         refuse_changes(stored, plan)
     check_ranges(plan)
     return plan
+
+
+def _at_own_rate(plan: Plan) -> Plan:
+    """The same at the learning rate of the task's model, if it has one."""
+    rate = build.tuning_rate(plan.settings.task, plan.settings.process)
+    if rate is None or not hasattr(plan.method, "learning_rate"):
+        return plan
+    return dataclasses.replace(plan, method=dataclasses.replace(plan.method, learning_rate=rate))
 
 
 def _yield_to(base: Plan, given: set[str]) -> Plan:

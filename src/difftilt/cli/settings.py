@@ -118,6 +118,8 @@ class Plan:
     loop: Any
     """Of ``kind.loop``."""
     place: Place = field(default_factory=Place)
+    filed: frozenset[str] = frozenset()
+    """Settings of the method that a file gives."""
 
     @property
     def name(self) -> str:
@@ -213,6 +215,7 @@ def _from_tables(kind: Kind, stored: Mapping[str, Any], name: str | None, where:
         settings=dataclasses.replace(settings, **{role: chosen}),
         method=from_mapping(method, own_settings, where=f"[{role}] of '{where}' for {chosen}"),
         loop=from_mapping(kind.loop, {k: v for k, v in tables["settings"].items() if k in loop}, where=place),
+        filed=frozenset(tables[role]),
     )
 
 

@@ -59,6 +59,8 @@ class Prior:
     """How it is trained."""
     steps: int = 16
     """Steps K of its chain."""
+    tuning_rate: float | None = None
+    """Learning rate at which it is tuned, by `difftilt finetune` and in campaigns; theirs when not set."""
     note: str | None = None
     """What its card says besides."""
 

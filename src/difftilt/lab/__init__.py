@@ -9,15 +9,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from difftilt.build import load_policy
+from difftilt.build import load_policy, tuning_rate
 from difftilt.campaigns import campaign
 from difftilt.campaigns.checks import check_reads, check_settings
 from difftilt.campaigns.history import CampaignSettings
 from difftilt.campaigns.proposer import Proposer
-from difftilt.campaigns.strategies import strategy
+from difftilt.campaigns.strategies import READS, strategy
 
 Self = TypeVar("Self", bound="Campaign")
 
@@ -39,6 +40,9 @@ class Campaign(campaign.Campaign):
             StateError: a campaign is there already, or the place cannot be written.
         """
         check_reads(settings)
+        if settings.tuning.learning_rate is None and "learning_rate" in READS[settings.strategy]:
+            tuning = replace(settings.tuning, learning_rate=tuning_rate(settings.task))
+            settings = replace(settings, tuning=tuning)
         check_settings(settings, load_policy(settings.task))
         return super().create(place, settings)
 

@@ -97,7 +97,8 @@ def of_task(name: str, *, alpha: float) -> Landscape:
     """A task with a shipped p_pre; the oracle is its own reward, without noise."""
     entry = build.task(name)
     policy = build.load_task_policy(entry)
-    return Landscape(name, policy, entry.limited(build.load_reward(entry, None), policy), alpha)
+    oracle = entry.limited(build.load_reward(entry, None), policy)
+    return Landscape(name, policy, oracle, alpha, learning_rate=build.tuning_rate(name))
 
 
 MAKERS: dict[str, Callable[[], Landscape]] = {

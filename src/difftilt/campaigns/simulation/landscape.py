@@ -56,6 +56,7 @@ class Landscape:
         oracle: without noise; NaN where infeasible.
         alpha: KL temperature of (1), reward units per nat.
         table: reward of every design, in the order of ``torch.cartesian_prod``; ``None`` where there are too many.
+        learning_rate: at which p_pre is tuned; that of campaigns when ``None``.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Landscape:
     oracle: Reward
     alpha: float
     table: Float[Tensor, " N"] | None = None
+    learning_rate: float | None = None
 
     @cached_property
     def _chain(self) -> EnumeratedChain:

@@ -119,7 +119,7 @@ def _opened(landscape: Landscape, name: str, folder: Path, settings: Simulated, 
         batch=settings.batch,
         budget=settings.rounds * settings.batch + 1,
         seed=seed,
-        tuning=Tuning(alpha=landscape.alpha, beta=landscape.alpha),
+        tuning=Tuning(alpha=landscape.alpha, beta=landscape.alpha, learning_rate=landscape.learning_rate),
     )
     try:
         return Campaign.create(folder, wanted)

@@ -24,6 +24,7 @@ ZINC = MoleculeTask(
     priors={
         MASKED: Prior(
             denoiser={"type": "causal_transformer", "width": 128, "depth": 4, "heads": 4, "temperature": 0.7},
+            tuning_rate=2e-4,
             training=PretrainConfig(
                 updates=16_000, batch=128, learning_rate=2e-3, weight_decay=0.01, ema=0.999, validate_every=1000
             ),

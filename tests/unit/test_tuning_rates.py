@@ -17,6 +17,7 @@ OWN = build.TASKS["zinc-qed"].priors["masked"].tuning_rate
 def test_the_command_takes_the_rate_of_the_model() -> None:
     assert plan_from(["zinc-qed"]).method.learning_rate == OWN
     assert plan_from(["zinc-qed", "--algorithm", "trajectory_balance"]).method.learning_rate == OWN
+    assert plan_from(["emoji"]).method.learning_rate == 2e-5
     assert plan_from(["utr-mrl"]).method.learning_rate == dt.PPO().learning_rate != OWN
     assert plan_from(["./a-model-of-my-own"]).method.learning_rate == dt.PPO().learning_rate
 

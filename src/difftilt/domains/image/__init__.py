@@ -98,7 +98,7 @@ def _unet(channels: tuple[int, ...]) -> dict[str, Any]:
 
 def _prior(channels: tuple[int, ...], updates: int) -> dict[str, Prior]:
     training = PretrainConfig(updates=updates, batch=32, learning_rate=2e-3, ema=0.998, validate_every=updates // 8)
-    return {GAUSSIAN: Prior(denoiser=_unet(channels), training=training, steps=16)}
+    return {GAUSSIAN: Prior(denoiser=_unet(channels), training=training, steps=16, tuning_rate=2e-5)}
 
 
 LIKELIHOOD = (

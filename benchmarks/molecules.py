@@ -136,7 +136,7 @@ def table(out: Path) -> str:
             wanted, method, str(len(mine)), f"{mean('pretrained_reward'):.3f}",
             f"{mean('reward'):.3f} ({min(spread):.3f} to {max(spread):.3f})", f"{mean('qed_mean'):.3f}",
             f"{mean('sa_score_mean'):.2f}", *(f"{mean(key):.1%}" for key in KEPT[:3]), f"{mean('diversity_kept'):.2f}",
-            f"{mean('kl_nats'):.1f}", f"{mean('oracle_calls'):,.0f}", f"{mean('cpu_seconds') / 60:.1f}",
+            f"{mean('kl_nats'):.1f}".replace("nan", "-"), f"{mean('oracle_calls'):,.0f}", f"{mean('cpu_seconds') / 60:.1f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     for wanted in REWARDS:

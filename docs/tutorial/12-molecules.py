@@ -235,7 +235,7 @@ show_svg(
 # %% [markdown]
 # ## Reward against KL
 #
-# The same by committed runs of the benchmark (`benchmarks/molecules`, of an earlier `zinc-qed`), longer than a page may take, beside the curve of best-of-N from above:
+# The same by committed runs of the benchmark (`benchmarks/molecules`), longer than a page may take, beside the curve of best-of-N from above:
 
 # %% tags=["hide"]
 import difftilt

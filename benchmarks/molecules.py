@@ -136,7 +136,8 @@ def table(out: Path) -> str:
             wanted, method, str(len(mine)), f"{mean('pretrained_reward'):.3f}",
             f"{mean('reward'):.3f} ({min(spread):.3f} to {max(spread):.3f})", f"{mean('qed_mean'):.3f}",
             f"{mean('sa_score_mean'):.2f}", *(f"{mean(key):.1%}" for key in KEPT[:3]), f"{mean('diversity_kept'):.2f}",
-            f"{mean('kl_nats'):.1f}".replace("nan", "-"), f"{mean('oracle_calls'):,.0f}", f"{mean('cpu_seconds') / 60:.1f}",
+            f"{mean('kl_nats'):.1f}".replace("nan", "-"), f"{mean('oracle_calls'):,.0f}",
+            f"{mean('cpu_seconds') / 60:.1f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     for wanted in REWARDS:
@@ -177,7 +178,12 @@ def plot(out: Path) -> None:
                     axes.plot(
                         row["kl_nats"], row["reward"], "o" if method in TRAINED else "D", color=f"C{number}", ms=5
                     )
-            if rows(out, wanted, method):
+                else:
+                    axes.axhline(row["reward"], color=f"C{number}", ls=":", lw=1)
+            mine = rows(out, wanted, method)
+            if mine and mine[0]["kl_nats"] is None:
+                axes.plot([], [], ":", color=f"C{number}", lw=1, label=f"{method} (KL not known)")
+            elif mine:
                 axes.plot([], [], "o-" if method in TRAINED else "D", color=f"C{number}", ms=5, lw=0.8, label=method)
         axes.set_xlabel("KL to the pretrained model, nats")
         axes.set_ylabel(textwrap.fill(f"mean {entry.rewards[wanted].score_name}", 36))

@@ -279,13 +279,15 @@ for row in found:
             color=COLOURS[row["method"]],
             ms=6,
         )
+    else:
+        panel.axhline(row["reward"], color=COLOURS[row["method"]], ls=":", lw=1)
 for method in dict.fromkeys(
     row["method"] for row in found if row["method"] in COLOURS
 ):
     panel.plot(
         [],
         [],
-        "o-" if method not in ("smc", "value_weighted") else "D",
+        {"smc": "D", "value_weighted": ":"}.get(method, "o-"),
         color=COLOURS[method],
         label=method,
     )
@@ -293,7 +295,7 @@ panel.set(xlabel="KL to the pretrained model (nats)", ylabel="QED (mean, 0 to 1)
 panel.legend(fontsize=8)
 show(
     figure,
-    "Each line the way of a run through training, each mark its end. Above the grey line is better than best-of-N.",
+    "Each line the way of a run through training, each mark its end. A dotted line is a method whose KL is not known. Above the grey line is better than best-of-N.",
 )
 table(
     [

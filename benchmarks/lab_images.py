@@ -5,7 +5,8 @@ A round measures a plate of 32 images; the laboratory answers log p(3 | x) of th
 are not, so that the loop is written out here, of the pieces that campaigns are made of: a Gaussian process of pixels
 (``seiko-bootstrap``: an ensemble), the plans of the strategies, :func:`difftilt.campaigns.update.tune` with alpha =
 beta = 0.5 and 12 updates of 16 images by reward backpropagation through the surrogate, and a plate picked from a pool
-of 4 plates. ``guidance`` is SMC by the surrogate's mean; ``online-ppo`` has one PPO update a round, of the plate.
+of 4 plates. ``guidance`` is SMC by the surrogate's mean; ``online-ppo`` has one PPO update of each plate, at the
+learning rate of the model.
 
 Rows, after each round: the mean of the ``plate``, that of 128 images of the round's ``policy``, both without noise, and
 the KL to p_pre. What was found best says nothing: p_pre draws a perfect three now and then. ``guidance`` has no policy.
@@ -93,7 +94,7 @@ def one(strategy: str, seed: int) -> dict[str, Any]:
         rng = streams(f"round-{number}")
         if strategy == "online-ppo":
             loop = dt.LoopConfig(steps=1, seed=int(torch.randint(2**31, (1,), generator=rng)))
-            algorithm = PPO(alpha=TUNING.alpha, learning_rate=TUNING.rate)
+            algorithm = PPO(alpha=TUNING.alpha, learning_rate=DIGITS.priors[DIGITS.process].tuning_rate)
             start, anchors = policy.copy().requires_grad_(True), [dt.Anchor(pretrained, TUNING.alpha)]
             policy = dt.finetune(start, laboratory, algorithm, loop=loop, anchors=anchors).policy
         elif number == 1 or strategy == "random":

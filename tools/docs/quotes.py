@@ -194,7 +194,7 @@ def _surrogates() -> str:
 
 FOUND = ("judge", "over-optimisation", "judge, difference", "over-optimisation, difference")
 TABLES: dict[str, Callable[[], str]] = {
-    **{name: _of_folder(name) for name in ("methods", "utr_mrl", "molecules", "proteins", "images")},
+    **{name: _of_folder(name) for name in ("methods", "utr_mrl", "molecules", "proteins", "images", "lab_images")},
     "conservative": _conservative,
     "conservative/law": lambda: _with_lead("law", "surrogate", *FOUND),
     "conservative/tuned": lambda: _with_lead("tuned", "surrogate", "KL to (1)", *FOUND),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import textwrap
 import time
@@ -98,14 +99,14 @@ def one(wanted: str, method: str, seed: int, designs: int, models: Path | None) 
         calls = oracle.calls
         found = evaluate_steered(made, policy, reward, alpha=alpha, steering_calls=calls, **shared)
     after, before = found.facts["after"], found.facts["before"]
+    kl = found.facts.get("kl_nats") or {"mean": math.nan}
     return head | {
         "designs": designs if method in TRAINED else STEERED_DESIGNS,
         "reward": after["reward"]["mean"], "pretrained_reward": before["reward"]["mean"],
         **{key: after[key] for key in (*KEPT, *MEANS)},
         **{f"pretrained_{key}": before[key] for key in (*KEPT, *MEANS)},
         "diversity_kept": after["internal_diversity"] / before["internal_diversity"],
-        "kl_nats": (found.facts.get("kl_nats") or {}).get("mean"),
-        "kl_sense": (found.facts.get("kl_nats") or {}).get("sense", "estimate"),
+        "kl_nats": kl["mean"] if math.isfinite(kl["mean"]) else None, "kl_sense": kl.get("sense", "estimate"),
         "oracle_calls": calls, "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip
 

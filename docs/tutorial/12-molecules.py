@@ -302,7 +302,9 @@ table(
         {
             "run": f"{row['method']}, alpha {row['alpha']:g}, seed {row['seed']}",
             "QED": row["reward"],
-            "KL (nats)": row["kl_nats"],
+            "KL (nats)": "not known"
+            if row["kl_nats"] is None
+            else f"{row['kl_nats']:.2f}",
             "different": row["unique_fraction"],
             "diversity kept": row["diversity_kept"],
             "reward calls": row["oracle_calls"],

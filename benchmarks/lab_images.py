@@ -94,7 +94,7 @@ def one(strategy: str, seed: int) -> dict[str, Any]:
         rng = streams(f"round-{number}")
         if strategy == "online-ppo":
             loop = dt.LoopConfig(steps=1, seed=int(torch.randint(2**31, (1,), generator=rng)))
-            algorithm = PPO(alpha=TUNING.alpha, learning_rate=DIGITS.priors[DIGITS.process].tuning_rate)
+            algorithm = PPO(alpha=TUNING.alpha, learning_rate=build.tuning_rate(DIGITS.name))
             start, anchors = policy.copy().requires_grad_(True), [dt.Anchor(pretrained, TUNING.alpha)]
             policy = dt.finetune(start, laboratory, algorithm, loop=loop, anchors=anchors).policy
         elif number == 1 or strategy == "random":

@@ -170,7 +170,8 @@ def plot(out: Path) -> None:
             axes.plot(*zip(*points, strict=True), color="0.6", marker=".", lw=0.8)
         axes.plot([], [], color="0.6", marker=".", label="best of N (KL at most)")
         for number, method in enumerate((*TRAINED, *STEERED)):
-            for row in rows(out, wanted, method):
+            mine = rows(out, wanted, method)
+            for row in mine:
                 way = torch.tensor(row.get("trace", [])).reshape(-1, 2)
                 if len(way):
                     smooth = way[: len(way) // 5 * 5].reshape(-1, 5, 2).mean(1)
@@ -181,7 +182,6 @@ def plot(out: Path) -> None:
                     )
                 else:
                     axes.axhline(row["reward"], color=f"C{number}", ls=":", lw=1)
-            mine = rows(out, wanted, method)
             if mine and mine[0]["kl_nats"] is None:
                 axes.plot([], [], ":", color=f"C{number}", lw=1, label=f"{method} (KL not known)")
             elif mine:

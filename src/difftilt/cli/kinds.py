@@ -114,7 +114,7 @@ def plan_from(argv: Sequence[str], kind: Kind = FINETUNE) -> Plan:
 def _at_own_rate(plan: Plan) -> Plan:
     """The same at the learning rate of the task's model, if it has one."""
     rate = build.tuning_rate(plan.settings.task, plan.settings.process)
-    if rate is None or not hasattr(plan.method, "learning_rate"):
+    if rate is None:
         return plan
     return dataclasses.replace(plan, method=dataclasses.replace(plan.method, learning_rate=rate))
 
